@@ -1,0 +1,42 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets up all it needs in .venv, from the lock file.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-gpu check format lock clean help
+
+demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figures and the report
+	$(BIN)/snakemake --cores $(CORES)
+	@cat results/summary.txt
+
+test: $(READY) check  ## all tests and all checks
+	$(BIN)/python -m pytest -n 2
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile
+	$(BIN)/mypy
+	$(BIN)/snakemake --lint
+
+format: $(READY)  ## put everything in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules workflow/Snakefile
+
+$(READY): envs/lock.txt envs/lock-nodeps.txt pyproject.toml
+	envs/setup.sh $(PYTHON)
+	@touch $@
+
+lock: $(READY)  ## write the lock file from what .venv holds
+	envs/lock.sh
+
+clean:  ## remove the environment, caches and logs; results stay
+	rm -rf .venv .snakemake logs .mypy_cache .ruff_cache .pytest_cache
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'

@@ -1,0 +1,49 @@
+# The configuration as the library knows it, and what every rule shares.
+#
+# Reads:  config
+# Gives:  CFG, the validated configuration; BASE, the folder of this workflow; names for rules to use
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+BASE = Path(workflow.current_basedir).parent
+sys.path.insert(0, str(BASE / "src"))
+
+from oaem import checks, layout, planning
+from oaem.errors import UserError
+from oaem.paper import captions
+
+planning.share_library(BASE / "src")
+
+try:
+    CFG = checks.checked(config)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+SETTINGS = CFG.model_dump(mode="json")
+TABLES = planning.table_files()
+FIGURES = planning.figure_files()
+PAPER = planning.paper_files(BASE / "paper")
+
+
+wildcard_constraints:
+    run=layout.RUN_PATTERN,
+    subject=layout.SUBJECT_PATTERN,
+    model=r"[^/]+",
+    stage="fp16|pre_pv|" + "|".join(layout.PV_STAGES),
+    start=r"\d+",
+    stop=r"\d+",
+
+
+def preflight(checked):
+    try:
+        checks.preflight(checked)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+def model_of(wildcards):
+    return layout.model_manifest(
+        layout.subject_model(wildcards.get("subject") or wildcards.run)
+    )

@@ -1,0 +1,53 @@
+# Quantisation: consecutive blocks of one run a job, one job after the other (method: sequential calibration).
+#
+# Reads:  model, calibration tokens, the previous range of the same run
+# Makes:  results/{run}/blocks/range-{start}-{stop}.json, and blocks/{index}.safetensors beside it one by one as they are
+#         done; they are not declared, so a killed job finds them again. Then results/{run}/quantized.json.
+
+
+rule quantize_blocks:
+    input:
+        model=model_of,
+        tokens=lambda w: planning.calibration_tokens(w.run),
+        previous=lambda w: layout.previous_range(CFG, w.run, int(w.start)),
+    output:
+        manifest="results/{run}/blocks/range-{start}-{stop}.json",
+    log:
+        "logs/{run}/blocks-{start}-{stop}.log",
+    benchmark:
+        "logs/{run}/blocks-{start}-{stop}.tsv"
+    conda:
+        "../envs/oaem.yaml"
+    threads: CFG.threads
+    resources:
+        gpu=planning.gpus(CFG),
+        mem_mb=planning.resource(CFG, "quantize_blocks", "mem_mb"),
+        runtime=planning.resource(CFG, "quantize_blocks", "runtime"),
+    params:
+        settings=planning.quantization_parameters(CFG),
+        code=planning.code("quantization"),
+    message:
+        "Quantise blocks {wildcards.start}-{wildcards.stop} of {wildcards.run}"
+    script:
+        "../workflow/scripts/quantize_blocks.py"
+
+
+rule quantized:
+    input:
+        ranges=lambda w: planning.ranges(CFG, w.run),
+    output:
+        manifest="results/{run}/quantized.json",
+        metrics="results/{run}/metrics/quantization-time.json",
+    log:
+        "logs/{run}/quantized.log",
+    benchmark:
+        "logs/{run}/quantized.tsv"
+    conda:
+        "../envs/oaem.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    message:
+        "Check all blocks of {wildcards.run}"
+    script:
+        "../workflow/scripts/quantized.py"

@@ -1,0 +1,46 @@
+"""The documents of a named corpus, wherever it lies, restricted to the part that serves one purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from oaem.config import Corpus
+from oaem.corpora.embedded import embedded_documents
+from oaem.corpora.files import read_documents
+from oaem.corpora.hub import fetch_file, require_checksum
+from oaem.corpora.parts import part_of
+from oaem.errors import UserError
+
+
+def documents(corpus: Corpus, part: str) -> Iterator[str]:
+    """The documents of `corpus` in its own order that belong to `part`; `all` takes every one.
+
+    Embedded texts hold each document once; files are taken as they are, with their empty and repeated rows, because
+    the paper's protocols are. UserError if the corpus cannot be had or is damaged.
+    """
+    for text in _every_document(corpus):
+        if part == "all" or part_of(text) == part:
+            yield text
+
+
+def corpus_files(corpus: Corpus) -> Iterator[Path]:
+    """The local files of a hub or folder corpus, in order, each fetched and checked when its turn comes."""
+    for file in corpus.files:
+        if corpus.source == "hub":
+            yield fetch_file(corpus, file)
+            continue
+        path = Path(str(corpus.path)).expanduser() / file
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; check `path` and `files` of the corpus.")
+        if file in corpus.sha256:
+            require_checksum(path, corpus.sha256[file])
+        yield path
+
+
+def _every_document(corpus: Corpus) -> Iterator[str]:
+    if corpus.source == "embedded":
+        yield from embedded_documents(str(corpus.name))
+        return
+    for path in corpus_files(corpus):
+        yield from read_documents(path, corpus.field)

@@ -1,0 +1,1 @@
+"""Measurements on a model, however it was made: perplexity and downstream tasks."""

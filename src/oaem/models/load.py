@@ -1,0 +1,144 @@
+"""Loading a causal LM from a Hugging Face folder: whole, or one block at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from oaem.errors import UserError
+from oaem.models.families import Family, family_of, linear_names
+from oaem.models.skeleton import block_list, build_skeleton, enter_block, fill_buffers
+from oaem.models.tensors import read_selected, read_tensors, tensor_files
+
+__all__ = [
+    "block_count",
+    "embed_tokens",
+    "linear_shapes",
+    "load_block",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "read_tensors",
+]
+
+# Sequences whose embeddings are computed at once; only what the forward does before its first block runs on them.
+EMBED_BATCH = 16
+
+
+def load_config(folder: Path | str) -> Any:
+    """The transformers config of the model in `folder`, of a known family; UserError if it cannot be read."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; expected a model in the Hugging Face format.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a config that transformers knows ({error}).") from None
+    family_of(config)
+    return config
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """The fast tokenizer of the model in `folder`; UserError if it cannot be read."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception on a damaged file
+        raise UserError(f"{folder}: its tokenizer cannot be read ({error}); fetch the model again.") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: expected a fast tokenizer (tokenizer.json), found {type(tokenizer).__name__}.")
+    return tokenizer
+
+
+def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The whole causal LM in eval mode, its weights in `dtype` on `device`."""
+    config = load_config(folder)
+    tensor_files(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    return model.to(device).eval()
+
+
+def block_count(folder: Path | str) -> int:
+    """Number of transformer blocks."""
+    return int(load_config(folder).num_hidden_layers)
+
+
+def linear_shapes(folder: Path | str) -> dict[str, tuple[int, int]]:
+    """(out, in) of every quantised linear of a block, in the order of quantisation; reads config.json alone."""
+    config = load_config(folder)
+    family = family_of(config)
+    block = block_list(build_skeleton(config, torch.float32), family)[0]
+    shapes = {name: block.get_submodule(name).get_parameter("weight").shape for name in linear_names(family)}
+    return {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+
+
+def load_block(folder: Path | str, index: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """Transformer block `index` in eval mode; only this block's tensors are read from the disk."""
+    config = load_config(folder)
+    family = family_of(config)
+    blocks = block_list(build_skeleton(config, dtype), family)
+    if not 0 <= index < len(blocks):
+        raise UserError(f"{folder}: has blocks 0 to {len(blocks) - 1}, not {index}.")
+    prefix = family.block_prefix(index)
+    found = read_tensors(folder, prefix)
+    _fill(
+        blocks[index],
+        {name.removeprefix(prefix): t for name, t in found.items()},
+        f"{folder}: block {index}",
+        dtype,
+        device,
+    )
+    return blocks[index].eval()
+
+
+def embed_tokens(
+    folder: Path | str, tokens: torch.Tensor, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor:
+    """Hidden states [n, L, hidden] that the model's forward hands to block 0 for `tokens` [n, L] (integers).
+
+    Of the weights only the embedding, and whatever else the family has before its blocks, is read.
+    """
+    config = load_config(folder)
+    family = family_of(config)
+    model = build_skeleton(config, dtype)
+    _fill_entrance(model, family, Path(folder), dtype, device)
+    fill_buffers(model, family, config, device)
+    hidden = [
+        enter_block(model, family, 0, {"input_ids": batch.to(device, torch.long)})["hidden_states"]
+        for batch in tokens.split(EMBED_BATCH)
+    ]
+    return torch.cat(hidden)
+
+
+def _fill_entrance(model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Load every weight of the decoder outside its blocks; the output embedding is left alone."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder) + "."
+    within = family.blocks.removeprefix(prefix) + "."
+    wanted = {name for name, _ in decoder.named_parameters() if not name.startswith(within)}
+    found = read_selected(folder, lambda name: name.removeprefix(prefix) in wanted and name.startswith(prefix))
+    found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    for path in sorted({name.rpartition(".")[0] for name in wanted}):
+        own = {name.removeprefix(f"{path}."): t for name, t in found.items() if name.rpartition(".")[0] == path}
+        _fill(decoder.get_submodule(path), own, f"{folder}: {prefix}{path}", dtype, device)
+
+
+def _fill(
+    module: nn.Module, tensors: dict[str, torch.Tensor], where: str, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Replace the meta parameters of `module` by `tensors`; UserError if one is missing, odd or of another shape."""
+    wanted = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    given = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != given:
+        odd = sorted(name for name in wanted | given if wanted.get(name) != given.get(name))[0]
+        raise UserError(
+            f"{where}: tensor {odd} has shape {given.get(odd, 'none: it is missing')}, "
+            f"expected {wanted.get(odd, 'no such tensor')} by config.json; fetch the model again."
+        )
+    module.load_state_dict({name: t.to(device, dtype) for name, t in tensors.items()}, assign=True)
+    module.requires_grad_(True)

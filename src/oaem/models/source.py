@@ -1,0 +1,155 @@
+"""Getting a model: whatever its source, the result is a plain Hugging Face folder with safetensors weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oaem.config import ModelSource
+from oaem.errors import UserError
+from oaem.models.embedded import convert_embedded
+from oaem.models.families import family_of
+from oaem.models.hub import call_hub
+from oaem.models.load import load_config, load_tokenizer
+from oaem.models.skeleton import build_skeleton
+from oaem.models.tensors import INDEX, SINGLE, stored_shapes, tensor_files
+from oaem.runtime.devices import require_disk
+
+# Weights as safetensors, configuration and tokenizer: nothing that is code or a pickle.
+PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "vocab.txt", "merges.txt", "chat_template.jinja")
+# Second copies of the weights that some repositories carry.
+IGNORED = ("*/*", "consolidated*", "adapter_*")
+
+
+def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
+    """Write the model of `source` to `folder`, whole or not at all, and return facts about it.
+
+    The facts: source, label, revision, family, blocks, parameters, stored dtype, bytes. A model that is there already
+    is replaced. UserError if the source lacks anything, is damaged, gated, or of an unknown family.
+    """
+    fetch: dict[str, Callable[[ModelSource, Path], dict[str, Any]]] = {
+        "embedded": convert_embedded,
+        "hub": _fetch_hub,
+        "folder": _copy_folder,
+    }
+    with _atomic_folder(Path(folder)) as temporary:
+        origin = fetch[source.source](source, temporary)
+        try:
+            facts = check_folder(temporary)
+        except UserError as error:
+            # The user must read of what they named, not of a temporary folder.
+            raise UserError(str(error).replace(str(temporary), str(origin["origin"]))) from None
+    if source.blocks is not None and source.blocks != facts["blocks"]:
+        shutil.rmtree(folder)
+        raise UserError(
+            f"{source.label}: has {facts['blocks']} blocks, but the configuration says `blocks: {source.blocks}`."
+        )
+    return {"source": source.source, "label": source.label, **origin, **facts}
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Facts about the model in `folder`; UserError unless config, tokenizer and every weight of its shape are there."""
+    config = load_config(folder)
+    load_tokenizer(folder)
+    model = build_skeleton(config, torch.float32)
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    found = stored_shapes(folder)
+    for name, shape in wanted.items():
+        if name not in found:
+            raise UserError(
+                f"{folder}: lacks the tensor {name}, which its config.json asks for; fetch the model again."
+            )
+        if found[name] != shape:
+            raise UserError(
+                f"{folder}: {name} has shape {found[name]}, expected {shape} by config.json; fetch it again."
+            )
+    files = set(tensor_files(folder).values())
+    return {
+        "family": family_of(config).name,
+        "blocks": int(config.num_hidden_layers),
+        "parameters": sum(math.prod(shape) for shape in wanted.values()),
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def _fetch_hub(source: ModelSource, target: Path) -> dict[str, Any]:
+    """Fetch into the hub's cache, which resumes after an interruption, and link from there."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    def plan(**arguments: Any) -> list[Any]:
+        try:
+            return list(snapshot_download(dry_run=True, **arguments))
+        except DryRunError:
+            # No network or no access. The call that follows serves what is in the cache, or says what is wrong.
+            return []
+
+    repo = str(source.repo)
+    wanted: dict[str, Any] = {
+        "revision": source.revision,
+        "allow_patterns": list(PATTERNS),
+        "ignore_patterns": list(IGNORED),
+    }
+    files = call_hub(plan, repo, source.gated, **wanted)
+    missing = sum(file.file_size for file in files if file.will_download)
+    if missing:
+        require_disk(Path(constants.HF_HUB_CACHE), missing, f"the download of {repo}")
+    snapshot = Path(call_hub(snapshot_download, repo, source.gated, **wanted))
+    _place(snapshot, target, repo)
+    return {"origin": repo, "revision": snapshot.name}
+
+
+def _copy_folder(source: ModelSource, target: Path) -> dict[str, Any]:
+    origin = Path(str(source.path)).expanduser()
+    tensor_files(origin)
+    _place(origin, target, str(origin))
+    return {"origin": str(origin), "revision": source.revision}
+
+
+def _place(origin: Path, target: Path, name: str) -> None:
+    """Hard links where the file system allows, so that a large model is stored once; copies elsewhere."""
+    files = [file for file in sorted(origin.iterdir()) if file.is_file() and _wanted(file.name)]
+    if not any(file.name in (SINGLE, INDEX) for file in files):
+        raise UserError(f"{name}: holds neither {SINGLE} nor {INDEX}; only safetensors weights are read.")
+    for file in files:
+        real = file.resolve()
+        try:
+            os.link(real, target / file.name)
+        except OSError:
+            require_disk(target, real.stat().st_size, f"a copy of {file.name}")
+            shutil.copyfile(real, target / file.name)
+
+
+def _wanted(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, p) for p in PATTERNS) and not any(fnmatch.fnmatch(name, p) for p in IGNORED)
+
+
+@contextmanager
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the name and place of `folder` when the body ends without an error."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: holds something that is not a model; move it away or choose another results folder."
+        )
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.glob("*.safetensors"):
+            if file.stat().st_nlink == 1:
+                file.chmod(0o644)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

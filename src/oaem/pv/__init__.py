@@ -1,0 +1,1 @@
+"""PV-tuning (Malinovskii et al., 2024): end-to-end tuning of codes, codebooks and everything that is not quantised."""

@@ -1,0 +1,117 @@
+"""One optimiser step of PV-tuning: everything continuous by LAMB, then codes towards their straight-through buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from oaem.config import PVTuning
+from oaem.pv.lamb import Lamb, lamb_step
+from oaem.pv.straight_through import reencode, weight_gradients
+from oaem.pv.student import Student, StudentLinear
+from oaem.runtime.seeds import generator
+
+State = dict[str, Tensor]
+
+
+class PVOptimizer:
+    """The state and the step of PV-tuning for every parameter of a student.
+
+    buffers: by linear, `buffer` [out, in] and the moments of its own LAMB (`buffer.second`, `buffer.first`).
+    moments: by parameter, the LAMB moments of codebooks, scales and all that is not quantised.
+    Either lives on the CPU if offloaded; it visits the device one layer at a time.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        settings: PVTuning,
+        seed: int,
+        offload_buffers: bool = False,
+        offload_moments: bool = False,
+    ) -> None:
+        self.student, self.settings, self.seed = student, settings, seed
+        self.offload_buffers, self.offload_moments = offload_buffers, offload_moments
+        self.continuous = Lamb(settings.lr, settings.beta1, settings.beta2, settings.eps)
+        self.discrete = Lamb(settings.code_lr, settings.code_beta1, settings.code_beta2, settings.eps)
+        self.buffers: dict[str, State] = {}
+        self.moments: dict[str, State] = {}
+        for name, linear in student.linears.items():
+            dense = linear.dequantize()
+            own = {f"buffer.{key}": value for key, value in self.discrete.moments(dense).items()}
+            self.buffers[name] = self._home({"buffer": dense} | own, offload_buffers)
+            for part in ("codebooks", "row_scales"):
+                self._add_moments(f"{name}.{part}", linear.get_parameter(part))
+        for name, parameter in student.parameters.items():
+            self._add_moments(name, parameter)
+
+    def gradient_norm(self) -> float:
+        """Norm of the gradient of dequantised weights and unquantised parameters; not finite if any entry is not."""
+        gradients = [linear.weight_gradient for linear in self.student.linears.values()]
+        gradients += [parameter.grad for parameter in self.student.parameters.values() if parameter.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def step(self, step: int) -> int:
+        """Update everything with the gradients at hand, those of `step` (from 1); returns how many codes changed."""
+        changed = 0
+        for name, linear in self.student.linears.items():
+            changed += self._linear_step(name, linear, step)
+        for name, parameter in self.student.parameters.items():
+            if parameter.grad is not None:
+                self._lamb_step(name, parameter, parameter.grad, step)
+        return changed
+
+    @torch.no_grad()
+    def _linear_step(self, name: str, linear: StudentLinear, step: int) -> int:
+        gradient = linear.weight_gradient
+        codebooks_gradient, scales_gradient = weight_gradients(
+            gradient, linear.codes, linear.codebooks, linear.row_scales
+        )
+        self._lamb_step(f"{name}.codebooks", linear.codebooks, codebooks_gradient, step)
+        self._lamb_step(f"{name}.row_scales", linear.row_scales, scales_gradient, step)
+        with self._visiting(self.buffers[name], self.offload_buffers) as state:
+            own = {key.removeprefix("buffer."): value for key, value in state.items() if key != "buffer"}
+            lamb_step(state["buffer"], gradient, own, step, self.discrete)
+            dense, changed = reencode(
+                linear.codes,
+                linear.codebooks,
+                linear.row_scales,
+                state["buffer"],
+                self.settings.max_code_change,
+                generator(self.seed, "pv", "reencode", step, name),
+            )
+        linear.refresh(dense)
+        return changed
+
+    def _lamb_step(self, name: str, parameter: Tensor, gradient: Tensor, step: int) -> None:
+        with self._visiting(self.moments[name], self.offload_moments) as moments:
+            lamb_step(parameter, gradient, moments, step, self.continuous)
+
+    def _add_moments(self, name: str, parameter: Tensor) -> None:
+        self.moments[name] = self._home(self.continuous.moments(parameter.detach()), self.offload_moments)
+
+    def _home(self, state: State, offloaded: bool) -> State:
+        """Where `state` lives between steps: pinned memory of the host if offloaded, else where it is."""
+        if not offloaded:
+            return state
+        homes = {
+            key: torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda) for key, value in state.items()
+        }
+        for key, home in homes.items():
+            home.copy_(state[key])
+        return homes
+
+    @contextmanager
+    def _visiting(self, state: State, offloaded: bool) -> Iterator[State]:
+        """`state` on the device for the body of the block, and what the body made of it back at home after it."""
+        if not offloaded:
+            yield state
+            return
+        guests = {key: home.to(self.student.device, copy=True, non_blocking=True) for key, home in state.items()}
+        yield guests
+        for key, home in state.items():  # ordered after the step on the device's stream, as is the next visit
+            home.copy_(guests[key], non_blocking=True)

@@ -1,0 +1,214 @@
+"""What PV-tuning needs in bytes, and where each part goes so that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from oaem.config import PVTuning
+from oaem.errors import UserError
+from oaem.geometry import Geometry
+from oaem.models.load import linear_shapes, load_config
+from oaem.pv.teacher import TeacherPlace
+
+Place = Literal["device", "host", "disk"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The choices that trade memory for time; none of them changes a result."""
+
+    teacher: TeacherPlace = "live"
+    offload_buffers: bool = False
+    offload_moments: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One part of what tuning holds."""
+
+    name: str
+    bytes: int
+    place: Place
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placement and everything it puts somewhere."""
+
+    placement: Placement
+    items: tuple[Item, ...]
+
+    def total(self, place: Place) -> int:
+        """Bytes in one place."""
+        return sum(item.bytes for item in self.items if item.place == place)
+
+    def table(self) -> str:
+        """One line an item, largest first."""
+        ordered = sorted(self.items, key=lambda item: -item.bytes)
+        return "\n".join(f"  {item.bytes / 1e9:8.2f} GB  {item.place:6}  {item.name}" for item in ordered)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes of a model that decide its memory; linears are the (out, in) of one block."""
+
+    blocks: int
+    hidden: int
+    intermediate: int
+    query: int
+    key_value: int
+    vocabulary: int
+    linears: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def read(cls, model_folder: Path) -> ModelShape:
+        """From the model's config.json."""
+        config = load_config(model_folder)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(
+            blocks=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            query=config.num_attention_heads * width,
+            key_value=config.num_key_value_heads * width,
+            vocabulary=config.vocab_size,
+            linears=tuple(linear_shapes(model_folder).values()),
+        )
+
+    @property
+    def quantised(self) -> int:
+        """Weights in quantised linears."""
+        return self.blocks * sum(rows * columns for rows, columns in self.linears)
+
+    @property
+    def embedding(self) -> int:
+        """Weights of the embeddings, and of the output head apart from them."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def unquantised(self) -> int:
+        """Trained parameters outside the quantised linears; biases are too few to count."""
+        return 2 * self.embedding + (2 * self.blocks + 1) * self.hidden
+
+
+def memory_plan(
+    shape: ModelShape,
+    geometry: Geometry,
+    settings: PVTuning,
+    sequences: int,
+    window: int,
+    compute_bytes: int,
+    device_bytes: int,
+    host_bytes: int | None,
+    disk_bytes: int,
+) -> Plan:
+    """The fastest placement that fits; UserError, with what the smallest one needs, if none does.
+
+    sequences, window: of the PV token set. compute_bytes: of a number in matrix products, 2 for bfloat16.
+    host_bytes None: the device is the CPU, so that both are one memory and offloading would be for nothing.
+    """
+    shared = host_bytes is None
+    offloads = [(False, False)] if shared else [(False, False), (True, False), (True, True)]
+    places: list[TeacherPlace] = ["memory", "disk", "live"]
+    plans = [
+        plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload))
+        for offload in offloads
+        for place in places
+    ]
+    for plan in plans:
+        device, host = plan.total("device"), plan.total("host")
+        memory = device + host <= device_bytes if host_bytes is None else device <= device_bytes and host <= host_bytes
+        if memory and plan.total("disk") <= disk_bytes:
+            return plan
+    smallest = min(plans, key=lambda plan: plan.total("device"))
+    host_part = "" if host_bytes is None else f" and {host_bytes / 1e9:.1f} GB of host memory"
+    raise UserError(
+        f"PV-tuning does not fit: {device_bytes / 1e9:.1f} GB of device memory{host_part} are free, and it needs at "
+        f"least this:\n{smallest.table()}\nUse a larger GPU, request more host memory, free disk for the teacher's "
+        "states, or set pv.gradient_checkpointing: true and a smaller pv.token_chunk."
+    )
+
+
+def plan_for(
+    shape: ModelShape,
+    geometry: Geometry,
+    settings: PVTuning,
+    sequences: int,
+    window: int,
+    compute_bytes: int,
+    placement: Placement,
+) -> Plan:
+    """Every part of a tuning under `placement`."""
+    rows = sum(rows for rows, _ in shape.linears)
+    entries = geometry.num_codebooks * geometry.codebook_size * geometry.group_size
+    tables = shape.blocks * (entries * len(shape.linears) + rows)
+    codes = shape.quantised // geometry.group_size * geometry.num_codebooks
+    continuous = shape.unquantised + tables
+    buffer_copies = 3 if settings.code_beta1 else 2
+    moment_copies = 2 if settings.beta1 else 1
+    backward = _activations(shape, settings, window, compute_bytes) + _logits(shape, settings, window, compute_bytes)
+    workspace = _workspace(shape, placement, buffer_copies, moment_copies)
+    items = [
+        Item("dequantised weights", shape.quantised * compute_bytes, "device"),
+        Item("gradients of dequantised weights", shape.quantised * 4, "device"),
+        Item("codes", codes * (1 if geometry.codebook_size <= 256 else 4), "device"),
+        Item("codebooks, scales and unquantised parameters", continuous * 4, "device"),
+        Item("gradients of unquantised parameters", shape.unquantised * 4, "device"),
+        Item(
+            "straight-through buffers with moments",
+            shape.quantised * 4 * buffer_copies,
+            "host" if placement.offload_buffers else "device",
+        ),
+        Item("LAMB moments", continuous * 4 * moment_copies, "host" if placement.offload_moments else "device"),
+        Item("teacher's head", shape.embedding * compute_bytes, "device"),
+        Item("activations and logits, or a step's workspace", max(backward, workspace), "device"),  # never together
+    ]
+    if placement.teacher == "live":
+        blocks = (shape.quantised + shape.embedding) * compute_bytes
+        items.append(Item("teacher's blocks and embeddings", blocks, "device"))
+    else:
+        cache = sequences * window * shape.hidden * compute_bytes
+        items.append(Item("teacher's hidden states", cache, "host" if placement.teacher == "memory" else "disk"))
+    offloaded = sum(item.bytes for item in items if item.place == "host" and item.name != "teacher's hidden states")
+    reading = (shape.quantised + shape.embedding) * 2 - offloaded  # 16 bits each; over before anything is offloaded
+    items.append(Item("the model while it is read", max(reading, 0), "host"))
+    return Plan(placement, tuple(items))
+
+
+def block_activations(shape: ModelShape, window: int, compute_bytes: int) -> int:
+    """What one block keeps for its backward pass.
+
+    In float32: input and normalised input of both norms. In the compute dtype: the input of q, k, v, gate and up, cast
+    for each of them; rotated queries and keys, values, attention's output and its cast; gate, its activation, up and
+    their product. In float32 again attention's log-sum of each head, counted as one more query.
+    """
+    wide = 4 * 4 * shape.hidden
+    narrow = 5 * shape.hidden + 4 * shape.query + 3 * shape.key_value + 4 * shape.intermediate
+    return window * (wide + compute_bytes * narrow)
+
+
+def _activations(shape: ModelShape, settings: PVTuning, window: int, compute_bytes: int) -> int:
+    block = block_activations(shape, window, compute_bytes)
+    # The backward pass of a block holds gradients about as large as what the block kept.
+    if settings.gradient_checkpointing:
+        return shape.blocks * window * shape.hidden * 4 + 2 * block
+    return (shape.blocks + 1) * block
+
+
+def _logits(shape: ModelShape, settings: PVTuning, window: int, compute_bytes: int) -> int:
+    """Logits of a chunk, of student and teacher, and probabilities.
+
+    And of the head: its cast, a chunk's gradient and their float32 sum; later that sum and its scaled copy.
+    """
+    chunk = min(settings.token_chunk, window)
+    return chunk * shape.vocabulary * (2 * compute_bytes + 3 * 4) + shape.embedding * 8
+
+
+def _workspace(shape: ModelShape, placement: Placement, buffer_copies: int, moment_copies: int) -> int:
+    """The largest of what the step of one tensor needs: five copies of a layer, or LAMB's update of the embeddings."""
+    layer = max(rows * columns for rows, columns in shape.linears)
+    layer_copies = 5 + (buffer_copies if placement.offload_buffers else 0)
+    embedding_copies = 2 + (moment_copies if placement.offload_moments else 0)
+    return 4 * max(layer * layer_copies, shape.embedding * embedding_copies)

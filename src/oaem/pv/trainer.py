@@ -1,0 +1,259 @@
+"""PV-tuning of a whole model: batches, epochs, selection of the checkpoint, resume (section 5.2).
+
+In the folder of a tuning lie, at the end, `best_test.safetensors` (the paper's protocol: the epoch of the lowest
+perplexity on the test set), `best_validation.safetensors`, `last.safetensors` and `result.json`; while it runs,
+`epochs/` and `resume/` too. A tuning killed at any moment and started again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from oaem.checkpoint import QuantizedState, save_state
+from oaem.config import PVTuning
+from oaem.errors import UserError
+from oaem.geometry import Geometry
+from oaem.models.load import load_config
+from oaem.pv import outcomes, resume
+from oaem.pv.automatic import automatic_plan
+from oaem.pv.heap import keep_freed_memory
+from oaem.pv.loss import kl_divergence
+from oaem.pv.optimizer import PVOptimizer
+from oaem.pv.plan import Placement
+from oaem.pv.student import Student
+from oaem.pv.teacher import Teacher
+from oaem.runtime.progress import PhaseClock, Progress
+from oaem.runtime.provenance import fingerprint
+from oaem.runtime.seeds import generator
+
+log = logging.getLogger("oaem.pv")
+Perplexity = Callable[[Any], float]
+# Settings that decide no number here: what they choose (tokens, measures) is an argument, or only a matter of time.
+WITHOUT_EFFECT = {"enabled", "save_every", "text", "validation_text", "test", "gradient_checkpointing"}
+
+
+@dataclass(frozen=True)
+class PVJob:
+    """What a tuning is told; tensors come separately.
+
+    dtype: of the model's storage. compute_dtype: of matrix products, and of the teacher; bfloat16 stands in for
+    float16, in which gradients vanish. fingerprint: of the code and of whatever else decides the numbers; settings,
+    seed, dtypes and the bytes of state and tokens are added to it. placement: None takes the fastest that fits.
+    """
+
+    model_folder: Path
+    settings: PVTuning
+    seed: int
+    dtype: torch.dtype
+    compute_dtype: torch.dtype
+    device: str
+    fingerprint: str
+    placement: Placement | None = None
+
+
+def tune(
+    job: PVJob,
+    state: QuantizedState,
+    tokens: Tensor,
+    folder: Path,
+    test: Perplexity,
+    validation: Perplexity,
+    report: Callable[[str], None] = log.info,
+) -> dict[str, Any]:
+    """Tune `state` on `tokens` [sequences, window] and leave the three outcomes in `folder`; returns the result.
+
+    test, validation: perplexity of a transformers causal LM, called under no_grad and autocast at each epoch's end.
+    report: receives a line with an estimate now and then. A finished tuning in `folder` is returned as it is; a
+    resumable one goes on; one of another fingerprint is left alone until this one replaces it.
+    Raises UserError for tokens that do not suit, a state that does not, and numbers that are not finite.
+    """
+    _check_tokens(job, tokens)
+    if job.compute_dtype == torch.float16:
+        job = replace(job, compute_dtype=torch.bfloat16)
+    identity = _identity(job, state, tokens)
+    if job.device == "cpu":
+        keep_freed_memory()
+    with outcomes.alone_in(folder):
+        done = outcomes.finished(folder, identity)
+        if done is not None:
+            return done
+        placement = job.placement or _automatic_placement(job, state, tokens, folder)
+        run = _Tuning(job, placement, state, tokens, folder, identity, report)
+        try:
+            return run.run(test, validation)
+        finally:
+            run.teacher.close()
+
+
+class _Tuning:
+    """One execution: the tensors, and `progress`, the plain values that a resumed execution needs."""
+
+    def __init__(
+        self,
+        job: PVJob,
+        placement: Placement,
+        state: QuantizedState,
+        tokens: Tensor,
+        folder: Path,
+        identity: str,
+        report: Callable[[str], None],
+    ) -> None:
+        self.job, self.initial, self.tokens, self.folder = job, state, tokens, folder
+        self.identity, self.report = identity, report
+        self.clock = PhaseClock(torch.cuda.synchronize if job.device.startswith("cuda") else None)
+        self.per_epoch = len(tokens) // job.settings.batch_size
+        self.steps = self.per_epoch * job.settings.epochs
+        self.progress: dict[str, Any] = {"step": 0, "losses": [], "epochs": [], "seconds": {}}
+        with self.clock.phase("teacher"):  # first, because its blocks may be let go before the student comes
+            count = Progress("PV-tuning, teacher", len(tokens), report=report)
+            place, cache = placement.teacher, folder / "teacher.cache"
+            self.teacher = Teacher(job.model_folder, tokens, job.compute_dtype, job.device, place, cache, count.step)
+        self.student = Student(
+            job.model_folder, state, job.dtype, job.compute_dtype, job.device, job.settings.gradient_checkpointing
+        )
+        offload = placement.offload_buffers, placement.offload_moments
+        self.optimizer = PVOptimizer(self.student, job.settings, job.seed, *offload)
+
+    def run(self, test: Perplexity, validation: Perplexity) -> dict[str, Any]:
+        """All steps that are left, and the outcomes."""
+        self._resume()
+        left = self.steps - self.progress["step"]
+        count = Progress("PV-tuning, steps", left, report=self.report)
+        for step in range(self.progress["step"] + 1, self.steps + 1):
+            loss = self._step(step)
+            epoch, inside = divmod(step, self.per_epoch)
+            if inside == 0:
+                self._end_epoch(epoch, test, validation)
+            if step < self.steps and (inside == 0 or step % self.job.settings.save_every == 0):
+                self._save()
+            count.step(f"loss {loss:.4f}")
+        result = {"fingerprint": self.identity, "steps": self.steps, "losses": self.progress["losses"]}
+        result["seconds"] = dict(self.clock.seconds)
+        return outcomes.finish(self.folder, self.progress["epochs"], result)
+
+    def _step(self, step: int) -> float:
+        """One optimiser step on the batch whose turn it is; returns its loss."""
+        with self.clock.phase("tuning"):
+            self.student.clear_gradients()
+            shares = [self._backward(index) for index in self._batch(step)]
+            loss = float(torch.stack(shares).sum())
+            self._require_finite(step, loss)
+            self.optimizer.step(step)
+        self.progress["step"] = step
+        self.progress["losses"].append(loss)
+        return loss
+
+    def _batch(self, step: int) -> list[int]:
+        """Sequences of `step`. Each epoch has an order of its own; what fills no batch at its end sits it out."""
+        epoch, position = divmod(step - 1, self.per_epoch)
+        order = torch.randperm(len(self.tokens), generator=generator(self.job.seed, "pv", "order", epoch)).tolist()
+        size = self.job.settings.batch_size
+        return order[position * size : (position + 1) * size]
+
+    def _backward(self, index: int) -> Tensor:
+        """Add the gradient of one sequence's share of the batch's mean loss; returns that share."""
+        hidden = self.student.hidden(self.tokens[index].to(self.job.device, torch.long))
+        chunk = self.job.settings.token_chunk
+        loss = kl_divergence(hidden, self.student.head, self.teacher.hidden(index), self.teacher.head, chunk)
+        share = loss / self.job.settings.batch_size
+        share.backward()
+        return share.detach()
+
+    def _require_finite(self, step: int, loss: float) -> None:
+        norm = self.optimizer.gradient_norm()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"PV-tuning, step {step} of {self.steps}: loss {loss}, gradient norm {norm}. Nothing was updated with "
+                f"it, and what {self.folder} holds from earlier steps is whole. Lower pv.lr or pv.code_lr, or look for "
+                "layers with a large error in the quantised model, then run the same command again."
+            )
+
+    @torch.no_grad()
+    def _end_epoch(self, epoch: int, test: Perplexity, validation: Perplexity) -> None:
+        with self.clock.phase("evaluation"), self.student.autocast():
+            values = {"test": test(self.student.model), "validation": validation(self.student.model)}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"PV-tuning, end of epoch {epoch}: perplexity on the {name} set is {value}. Lower pv.lr or "
+                    "pv.code_lr, or check the quantised model's own perplexity; then run the same command again."
+                )
+        losses = self.progress["losses"][-self.per_epoch :]
+        tuned = self.student.state()
+        changed = outcomes.share_of_changed_codes(self.initial, tuned)
+        record = {"epoch": epoch, "loss": math.fsum(losses) / len(losses), **values, "codes_changed": changed}
+        with self.clock.phase("saving"):
+            metadata = {"fingerprint": self.identity, **record}
+            digest = save_state(outcomes.epoch_file(self.folder, epoch), tuned, metadata)
+        self.progress["epochs"].append(record | {"sha256": digest})
+        self.report(
+            f"PV-tuning, epoch {epoch} of {self.job.settings.epochs}: mean loss {record['loss']:.4f}, perplexity "
+            f"{values['test']:.3f} on test, {values['validation']:.3f} on validation, {changed:.1%} of codes changed"
+        )
+
+    def _save(self) -> None:
+        with self.clock.phase("saving"):
+            self.progress["seconds"] = dict(self.clock.seconds)
+            resume.save_resumable(self.folder / "resume", self.optimizer, self.identity, self.progress)
+            if self.progress["epochs"]:  # only now does no resumable state refer to the others
+                outcomes.drop_unchosen(self.folder, self.progress["epochs"])
+
+    def _resume(self) -> None:
+        found = resume.find_resumable(self.folder / "resume", self.identity)
+        if found is None:
+            return
+        progress = resume.load_progress(found)
+        if not outcomes.are_whole(self.folder, progress["epochs"]):
+            log.warning("%s: states of earlier epochs are missing or damaged; tuning starts again", self.folder)
+            return
+        resume.load_resumable(found, self.optimizer)
+        self.progress, self.clock.seconds = progress, dict(progress["seconds"])
+        self.report(f"PV-tuning: going on after step {progress['step']} of {self.steps}")
+
+
+def _automatic_placement(job: PVJob, state: QuantizedState, tokens: Tensor, folder: Path) -> Placement:
+    num_codebooks, size, width = next(iter(state.linears.values())).codebooks.shape
+    geometry = Geometry(num_codebooks, (size - 1).bit_length(), width)
+    numbers = len(tokens), tokens.shape[1], job.compute_dtype, job.device, folder
+    plan = automatic_plan(job.model_folder, geometry, job.settings, *numbers)
+    log.debug("PV-tuning: %s\n%s", plan.placement, plan.table())
+    return plan.placement
+
+
+def _check_tokens(job: PVJob, tokens: Tensor) -> None:
+    if tokens.ndim != 2 or tokens.is_floating_point() or tokens.numel() == 0:
+        found = f"{tokens.dtype} {tuple(tokens.shape)}"
+        raise UserError(f"PV tokens: expected whole numbers [sequences, window], found {found}. Make them again.")
+    vocabulary = load_config(job.model_folder).vocab_size
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+        raise UserError(
+            f"PV tokens: values from {int(tokens.min())} to {int(tokens.max())}, the model in {job.model_folder} knows "
+            f"0 to {vocabulary - 1}; they were made with another tokenizer. Delete them and run the same command again."
+        )
+    if len(tokens) < job.settings.batch_size:
+        raise UserError(
+            f"pv.batch_size: {job.settings.batch_size} sequences a step, but the PV text makes only {len(tokens)}. "
+            "Lower it, or raise pv.text.documents or pv.text.windows."
+        )
+
+
+def _identity(job: PVJob, state: QuantizedState, tokens: Tensor) -> str:
+    """What the bytes of the outcomes depend on, apart from the number of threads and the make of the device."""
+    return fingerprint(
+        {
+            "caller": job.fingerprint,
+            "settings": job.settings.model_dump(mode="json", exclude=WITHOUT_EFFECT),
+            "seed": job.seed,
+            "dtypes": [str(job.dtype), str(job.compute_dtype)],
+            "device": job.device.split(":")[0],
+            "inputs": outcomes.digest(state, tokens),
+        }
+    )

@@ -1,0 +1,94 @@
+"""Beam search over the codes of one layer (section 3.2): the plain reference and the choice of a fast path.
+
+Every implementation walks the same `SearchOrder` and breaks ties alike (first hypothesis, then lowest code), so that
+their codes can be compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oaem.quantization.weight import dequantize
+
+
+@dataclass(frozen=True)
+class SearchOrder:
+    """The walk of one pass: groups[i] is the i-th input group visited, codebooks[i] the order of codebooks within it.
+
+    groups: int64 [in/g], a permutation. codebooks: int64 [in/g, M], each row a permutation. Both live on the CPU.
+    """
+
+    groups: Tensor
+    codebooks: Tensor
+
+
+def draw_order(groups: int, num_codebooks: int, generator: torch.Generator) -> SearchOrder:
+    """A random walk over `groups` input groups and their codebooks, drawn from a CPU generator."""
+    order = torch.randperm(groups, generator=generator)
+    keys = torch.rand(groups, num_codebooks, generator=generator, dtype=torch.float64)
+    return SearchOrder(order, keys.argsort(dim=1, stable=True))
+
+
+def beam_search(
+    weight: Tensor,
+    hessian: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    row_scales: Tensor,
+    beam_width: int,
+    order: SearchOrder,
+) -> Tensor:
+    """The codes after one pass, by the fast path of the tensors' device.
+
+    weight [out, in], hessian [in, in], codebooks [M, K, g] and row_scales [out] are float32, codes [out, in/g, M] any
+    integers. Returns new codes of the dtype and shape of `codes`.
+    """
+    if weight.is_cuda:
+        from oaem.quantization.beam_search_triton import beam_search_triton as search
+    else:
+        from oaem.quantization.beam_search_numba import beam_search_numba as search
+    return search(weight, hessian, codes, codebooks, row_scales, beam_width, order)
+
+
+@torch.no_grad()
+def beam_search_reference(
+    weight: Tensor,
+    hessian: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    row_scales: Tensor,
+    beam_width: int,
+    order: SearchOrder,
+) -> Tensor:
+    """The same search spelt out: shapes as in `beam_search`, any floating-point dtype, any device; slow.
+
+    A hypothesis is a whole code row with its tracked product R = (W - W^) H and its objective up to a constant of the
+    row. Replacing an entry adds `change` to one group of W^, so the objective moves by change H_jj change - 2 change R.
+    """
+    codebook_size, group_size = codebooks.shape[1:]
+    beam = codes.long().unsqueeze(1)  # [out, hypotheses, in/g, M]
+    scales = row_scales[:, None, None]
+    residual = ((weight - dequantize(codes, codebooks, row_scales)) @ hessian).unsqueeze(1)  # [out, hypotheses, in]
+    objective = torch.zeros_like(residual[..., 0])  # [out, hypotheses]
+    rows = torch.arange(len(codes), device=codes.device)[:, None]
+
+    for position, group in enumerate(order.groups.tolist()):
+        columns = slice(group * group_size, (group + 1) * group_size)
+        hessian_block = hessian[columns, columns]
+        for m in order.codebooks[position].tolist():
+            current = codebooks[m][beam[:, :, group, m]]  # [out, hypotheses, g]
+            change = scales[..., None] * (codebooks[m] - current[:, :, None])  # [out, hypotheses, K, g]
+            curvature = (change @ hessian_block * change).sum(-1)
+            slope = (change @ residual[:, :, columns, None]).squeeze(-1)
+            candidates = (objective[..., None] + curvature - 2 * slope).flatten(1)  # [out, hypotheses * K]
+            # A stable sort fixes ties: the better hypothesis first, then the lower code.
+            candidates, chosen = candidates.sort(dim=1, stable=True)
+            objective, chosen = candidates[:, :beam_width], chosen[:, :beam_width]
+            parent, code = chosen // codebook_size, chosen % codebook_size
+            beam = beam[rows, parent]
+            beam[:, :, group, m] = code
+            residual = residual[rows, parent] - change[rows, parent, code] @ hessian[columns]
+    return beam[:, 0].to(codes.dtype)

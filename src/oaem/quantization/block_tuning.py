@@ -1,0 +1,92 @@
+"""Tuning of a block's continuous parameters to its outputs before the last quantisation (section 4, setup)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from oaem.errors import UserError
+from oaem.runtime.seeds import generator
+from oaem.settings import BlockTuningSettings
+
+
+def tune_block(
+    block: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    arguments: dict[str, Any],
+    settings: BlockTuningSettings,
+    seed: int,
+) -> list[float]:
+    """Fit every floating-point parameter of `block` in place; returns the mean squared error of each epoch.
+
+    inputs, targets: [n, tokens, hidden] on any device. The block is called as block(hidden [1, tokens, hidden],
+    **arguments) and gives a tensor or a tuple that starts with it. It works in float32 and is given back in its own
+    dtypes. UserError if the loss stops being finite.
+    """
+    if settings.epochs == 0:
+        return []
+    with _in_float32(block) as parameters:
+        arguments = _floats(arguments)
+        optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(settings.beta1, settings.beta2))
+        device = parameters[0].device
+        losses = []
+        for epoch in range(settings.epochs):
+            total = torch.zeros((), dtype=torch.float64, device=device)
+            for index in torch.randperm(len(inputs), generator=generator(seed, "tune", epoch)).tolist():
+                hidden, target = (part[index : index + 1].to(device).float() for part in (inputs, targets))
+                output = block(hidden, **arguments)
+                loss = functional.mse_loss(output[0] if isinstance(output, tuple) else output, target)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += loss.detach()
+            losses.append(float(total) / len(inputs))
+            if not math.isfinite(losses[-1]):
+                raise UserError(
+                    f"block tuning diverged in epoch {epoch + 1}: its error is {losses[-1]}. Lower block_tuning.lr, or "
+                    "turn it off with block_tuning.epochs: 0."
+                )
+    return losses
+
+
+@contextmanager
+def _in_float32(block: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """The block's parameters, learning and in float32 (TF32 products on CUDA); everything is put back at the end."""
+    tensors = [tensor for tensor in (*block.parameters(), *block.buffers()) if tensor.is_floating_point()]
+    before = [(tensor, tensor.dtype, tensor.requires_grad) for tensor in tensors]
+    precision = torch.get_float32_matmul_precision()
+    parameters = [parameter for parameter in block.parameters() if parameter.is_floating_point()]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    if parameters[0].is_cuda:
+        torch.set_float32_matmul_precision("high")
+    try:
+        with torch.enable_grad():
+            yield parameters
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for parameter in parameters:
+            parameter.grad = None
+        for tensor, dtype, learns in before:
+            tensor.data = tensor.data.to(dtype)
+            tensor.requires_grad_(learns)
+
+
+def _floats(value: Any) -> Any:
+    """`value` with every floating-point tensor inside as float32."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _floats(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_floats(part) for part in value)
+    return value

@@ -1,0 +1,39 @@
+"""H = X^T X / tokens of a layer's calibration inputs, streamed (section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oaem.errors import UserError
+
+TOKENS_AT_ONCE = 4096
+
+
+class HessianAccumulator:
+    """Sums float32 products of at most 4096 tokens in float64: float32 alone loses digits as tokens add up."""
+
+    def __init__(self, in_features: int, device: torch.device | str = "cpu"):
+        self.total = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    @torch.no_grad()
+    def update(self, inputs: Tensor) -> None:
+        """Add inputs [..., in] of any floating-point dtype; UserError if they hold NaN or infinity."""
+        for part in inputs.detach().flatten(0, -2).split(TOKENS_AT_ONCE):
+            values = part.to(device=self.total.device, dtype=torch.float32)
+            product = values.T @ values
+            # Every bad input shows on the diagonal, which is cheaper to look at than the inputs.
+            if not bool(torch.isfinite(product.diagonal()).all()):
+                raise UserError(
+                    "calibration inputs of a linear layer are not finite (NaN, infinity or beyond 1e19). The model "
+                    "overflows on this text: try another model dtype, or look for damaged weights."
+                )
+            self.total += product
+            self.tokens += len(values)
+
+    def finish(self) -> Tensor:
+        """H [in, in] in float32; UserError if no input came."""
+        if self.tokens == 0:
+            raise UserError("no calibration inputs reached a linear layer; the calibration text must not be empty.")
+        return (self.total / self.tokens).float()

@@ -1,0 +1,43 @@
+"""Lloyd k-means, one codebook of the greedy initialisation (section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from oaem.quantization.clusters import ClusterSums, best_entries
+from oaem.settings import KMeansSettings
+
+# Centroids that move by less than this have converged.
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-6, 1e-8
+
+
+@torch.no_grad()
+def kmeans(vectors: Tensor, size: int, settings: KMeansSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Centroids [size, g] of `vectors` [N, g] and the nearest one of each vector, int32 [N].
+
+    It starts from `size` random vectors, drawn from the CPU `generator`; fewer vectors than `size` are repeated. A
+    cluster without vectors keeps its centroid.
+    """
+    fitted = vectors
+    if settings.max_vectors is not None and settings.max_vectors < len(vectors):
+        sample = torch.randperm(len(vectors), generator=generator)[: settings.max_vectors]
+        fitted = vectors[sample.to(vectors.device)]
+    start = torch.randperm(len(fitted), generator=generator)[:size]
+    centroids = fitted[start.repeat(-(-size // len(start)))[:size].to(vectors.device)]
+    for iteration in range(1, settings.iterations + 1):
+        clusters = ClusterSums(nearest(fitted, centroids), size)
+        counts = clusters.counts[:, None]
+        moved = torch.where(counts > 0, clusters(fitted) / counts.clamp(min=1), centroids)
+        check = iteration % settings.check_every == 0
+        converged = check and torch.allclose(moved, centroids, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
+        centroids = moved
+        if converged:
+            break
+    return centroids, nearest(vectors, centroids)
+
+
+def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:
+    """Index of the centroid [K, g] nearest to each of `vectors` [N, g] -> int32 [N]; the lower one among equals."""
+    squares = centroids.square().sum(1)
+    return best_entries(vectors[None], -2 * centroids.T[None], squares[None])[0]

@@ -1,0 +1,1 @@
+"""What every job needs and no method does: atomic files, named seeds, progress, devices, provenance."""

@@ -1,0 +1,83 @@
+"""Devices: which one a job takes, so that two jobs on one machine never share a GPU by accident."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from oaem.errors import UserError
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+
+
+@contextmanager
+def claim_device(wanted: str, locks: Path, slots: int = 0) -> Iterator[str]:
+    """A torch device name, `cpu` or `cuda:N`, held for the body of the block.
+
+    GPU numbers are handed out by file locks in `locks`. The kernel drops a lock with the process that held it, so a
+    crashed job leaves no stale slot. Inside a SLURM job CUDA_VISIBLE_DEVICES already names this job's own GPU, and the
+    lock folder is told apart by it.
+
+    `wanted` is auto, cpu or cuda; UserError if cuda is wanted and there is none.
+    """
+    import torch
+
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        yield "cpu"
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "device: the configuration asks for cuda, but PyTorch sees no GPU. Set `device: auto` or `cpu`, or check "
+            "the driver (nvidia-smi) and that the installed PyTorch is a CUDA build."
+        )
+    count = slots or torch.cuda.device_count()
+    with _free_slot(locks / _visible(), count) as slot:
+        torch.cuda.set_device(slot % torch.cuda.device_count())
+        yield f"cuda:{slot % torch.cuda.device_count()}"
+
+
+def _visible() -> str:
+    """A folder name for the set of GPUs this process may see, on this host."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-") or "all"
+    return f"{os.uname().nodename}-{''.join(c for c in visible if c.isalnum() or c == '-')}"
+
+
+@contextmanager
+def _free_slot(folder: Path, count: int) -> Iterator[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [(folder / f"gpu{slot}.lock").open("w") for slot in range(count)]
+    try:
+        waited = False
+        while True:
+            for slot, file in enumerate(files):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield slot
+                return
+            if not waited:
+                log.info("all %d GPU slots are taken; waiting for one", count)
+                waited = True
+            time.sleep(POLL_SECONDS)
+    finally:
+        for file in files:
+            file.close()
+
+
+def require_disk(folder: Path, needed: int, purpose: str) -> None:
+    """UserError unless the file system of `folder` has `needed` bytes free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stat = os.statvfs(folder)
+    free = stat.f_bavail * stat.f_frsize
+    if free < needed:
+        raise UserError(
+            f"{folder}: {purpose} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free. Free some space, "
+            "or set `results` to a folder on a larger disk."
+        )

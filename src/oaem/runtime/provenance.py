@@ -1,0 +1,129 @@
+"""Where a number came from: versions, device, commit, and a fingerprint of the code that computed it."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "safetensors", "numba", "triton", "datasets", "lm-eval", "snakemake", "oaem")
+SOURCE = Path(__file__).resolve().parents[1]
+
+# What the numbers of each stage depend on. A change of code elsewhere reruns nothing expensive.
+ROOMS = {
+    "quantization": ("quantization", "models", "sequential.py", "checkpoint.py", "geometry.py", "runtime/seeds.py"),
+    "pv": ("pv", "quantization/weight.py", "quantization/linear.py", "models", "checkpoint.py", "runtime/seeds.py"),
+    "tokens": ("corpora", "runtime/seeds.py"),
+    "model": ("models/source.py",),
+    "perplexity": ("evaluation/perplexity.py", "models/load.py", "checkpoint.py"),
+    "downstream": (
+        "evaluation/downstream.py",
+        "evaluation/downstream_embedded.py",
+        "evaluation/downstream_harness.py",
+        "models/load.py",
+        "checkpoint.py",
+    ),
+}
+
+
+@cache
+def source_fingerprint(stage: str) -> str:
+    """A hash of the code that decides the numbers of `stage`; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for file in _files(ROOMS[stage]):
+        digest.update(file.relative_to(SOURCE).as_posix().encode())
+        digest.update(_essence(file.read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _files(rooms: Iterable[str]) -> list[Path]:
+    found: set[Path] = set()
+    for room in rooms:
+        place = SOURCE / room
+        found |= {place} if place.is_file() else set(place.rglob("*.py"))
+    return sorted(found)
+
+
+def _essence(text: str) -> str:
+    """The syntax tree of `text` without docstrings: what the code does, not how it is written down."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body.pop(0)
+    return ast.dump(tree)
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def checksum(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """A hash of all files of a folder by name and content."""
+    return fingerprint({path.name: checksum(path) for path in sorted(folder.iterdir()) if path.is_file()})
+
+
+def collect(device: str) -> dict[str, Any]:
+    """Versions, machine, device and commit of this process."""
+    return {
+        "versions": versions(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "commit": commit(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter, without importing any."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name(device: str) -> str:
+    """The device as a person knows it."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "cpu"
+
+
+@cache
+def commit() -> str | None:
+    """Commit of the source tree, with a plus sign if it has changes; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(SOURCE), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

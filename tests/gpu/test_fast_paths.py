@@ -1,0 +1,119 @@
+"""The fast paths on a CUDA device against plain torch in float64; `make test-gpu` runs them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from oaem.quantization.beam_search import beam_search_reference
+from tests.unit.toy_layers import Layer, order_of, row_errors, toy_layer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# out, in, M, bits, g, beam width
+SHAPES = [
+    (64, 512, 2, 8, 8, 8),
+    (40, 384, 2, 8, 8, 16),
+    (20, 512, 2, 8, 8, 32),
+    (64, 512, 3, 8, 8, 4),
+    (33, 240, 2, 6, 6, 5),
+    (16, 256, 3, 4, 4, 32),
+    (17, 512, 1, 8, 16, 4),
+    (7, 576, 2, 6, 6, 8),
+    (8, 256, 1, 12, 8, 8),
+]
+
+
+def in_double(layer: Layer) -> Layer:
+    weight, hessian, codes, codebooks, row_scales = layer
+    return weight.double(), hessian.double(), codes, codebooks.double(), row_scales.double()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_beam_search_equals_the_reference(shape: tuple[int, ...]) -> None:
+    from oaem.quantization.beam_search_triton import beam_search_triton
+
+    *sizes, beam_width = shape
+    layer = toy_layer(*sizes, device="cuda")
+    order = order_of(layer)
+    found = beam_search_triton(*layer, beam_width, order)
+    expected = beam_search_reference(*in_double(layer), beam_width, order)
+    # Two candidates that float32 cannot tell apart may send a row another way, to an error about as small.
+    assert float(row_errors(layer, found).sum() / row_errors(layer, expected).sum()) == pytest.approx(1, abs=1e-3)
+    assert float((found == expected).flatten(1).all(1).double().mean()) >= 0.9
+    assert torch.equal(beam_search_triton(*layer, beam_width, order), found)
+
+
+def test_rows_of_a_large_layer_do_not_interact() -> None:
+    from oaem.quantization.beam_search_triton import beam_search_triton
+
+    weight, hessian, codes, codebooks, row_scales = toy_layer(1024, 1024, 2, 8, 8, device="cuda")
+    order = order_of((weight, hessian, codes, codebooks, row_scales))
+    found = beam_search_triton(weight, hessian, codes, codebooks, row_scales, 8, order)
+    part = beam_search_triton(weight[5:9], hessian, codes[5:9], codebooks, row_scales[5:9], 8, order)
+    assert torch.equal(found[5:9], part)
+
+
+@pytest.mark.parametrize(("group_size", "size"), [(8, 256), (6, 64), (16, 16), (4, 128)])
+def test_assignment_and_sums(group_size: int, size: int) -> None:
+    from oaem.quantization.clusters_triton import best_entries_triton, best_entry_sums_triton, sums_by_code_triton
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, 5000, group_size), (3, group_size, size), (3, size))
+    vectors, maps, offsets = (torch.randn(shape, generator=generator).cuda() for shape in shapes)
+    scores = offsets.double()[:, None] + vectors.double() @ maps.double()
+    codes = best_entries_triton(vectors, maps, offsets)
+    chosen = scores.gather(2, codes[..., None].long())[..., 0]
+    assert float((chosen - scores.amin(2)).max()) < 1e-4
+    assert float((codes == scores.argmin(2)).double().mean()) > 0.999
+    sums, counts = best_entry_sums_triton(vectors[0], maps[0], offsets[0])
+    assert torch.equal(counts, torch.bincount(codes[0], minlength=size))
+    expected = torch.zeros(size, group_size, dtype=torch.float64, device="cuda")
+    expected.index_add_(0, codes[0].long(), vectors[0].double())
+    torch.testing.assert_close(sums, expected.float(), rtol=1e-5, atol=1e-4)
+    ones = torch.ones(1, device="cuda")
+    again = sums_by_code_triton(vectors[0].view(1, -1), ones, codes[0].view(1, -1, 1), size)[0]
+    torch.testing.assert_close(again, expected.float(), rtol=1e-5, atol=1e-4)
+    assert torch.equal(best_entry_sums_triton(vectors[0], maps[0], offsets[0])[0], sums)
+
+
+@pytest.mark.parametrize("shape", [(96, 512, 2, 8, 8), (30, 240, 2, 6, 6), (20, 256, 3, 4, 16)], ids=str)
+def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
+    from oaem.quantization import layer_loss_triton as fast
+
+    layer = toy_layer(*shape, device="cuda")
+    weight, hessian, codes, codebooks, row_scales = in_double(layer)
+    codebooks.requires_grad_()
+    row_scales.requires_grad_()
+    groups = torch.stack([book[codes[..., m].long()] for m, book in enumerate(codebooks)]).sum(0)
+    matrix = groups.flatten(1) * row_scales[:, None]
+    expected = (((matrix - weight) @ hessian) * (matrix - weight)).sum() / len(weight)
+    gradients = torch.autograd.grad(expected, (codebooks, row_scales), retain_graph=True)
+    loss, *found = fast.loss_and_gradients_triton(layer[0], fast.split_hessian(layer[1]), *layer[2:])
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
+    for ours, exact in zip(found, gradients, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 1e-4
+    torch.testing.assert_close(fast.dequantize_triton(*layer[2:]), matrix.detach().float())
+    incoming = torch.randn(matrix.shape, device="cuda")
+    exact_gradients = torch.autograd.grad(matrix, (codebooks, row_scales), incoming.double())
+    for ours, exact in zip(fast.dequantize_gradients_triton(incoming, *layer[2:]), exact_gradients, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 1e-5
+
+
+def test_the_m_step_kernel_takes_the_same_steps() -> None:
+    from oaem.quantization.m_step_triton import adam_m_step_triton
+
+    roots = torch.randn(256, 8, 8, dtype=torch.float64, device="cuda")
+    curvature, pull = roots @ roots.transpose(1, 2), torch.randn(256, 8, dtype=torch.float64, device="cuda")
+    centroids, rates = torch.randn(256, 8, device="cuda"), [0.1 / (step + 1) for step in range(100)]
+    values = centroids.double().requires_grad_()
+    optimizer = torch.optim.Adam([values], betas=(0.9, 0.999), eps=1e-8)
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        values.grad = 0.5 * (torch.einsum("kij,kj->ki", curvature, values.detach()) - pull)
+        optimizer.step()
+    found = adam_m_step_triton(curvature, pull, centroids, 0.5, rates, (0.9, 0.999), 1e-8)
+    torch.testing.assert_close(found, values.detach().float())

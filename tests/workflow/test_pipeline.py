@@ -1,0 +1,135 @@
+"""The real workflow on tiny random models: every stage, and the same bits however the work was cut or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from oaem.metrics import read_csv
+from tests.workflow.conftest import Workflow
+
+
+def block_files(workflow: Workflow) -> list[Path]:
+    return list((workflow.folder / "results").glob("runs/**/blocks/*.safetensors"))
+
+
+def test_the_tiny_grid_runs_and_then_has_nothing_to_do(workflow: Workflow) -> None:
+    code, output = workflow.run()
+    assert code == 0, output
+    metrics = read_csv(workflow.folder / "results/metrics.csv")
+    perplexities = metrics[metrics.metric == "perplexity"]
+    assert set(perplexities.stage) == {"fp16", "pre_pv"}
+    assert set(perplexities.dataset) == {"near", "far"}
+    assert len(perplexities) == 2 * 3
+    assert (perplexities.value > 1).all()
+    table = pd.read_csv(workflow.folder / "results/tables/table1.csv")
+    assert len(table) >= 3
+    assert (workflow.folder / "results/tables/rho.csv").exists()
+    assert (workflow.folder / "results/report.html").stat().st_size > 1000
+    assert not list((workflow.folder / "results").glob("runs/**/activations")), "temporary activations stay behind"
+    logs = list((workflow.folder / "logs").rglob("*.log"))
+    assert any("blocks-" in log.name for log in logs)
+    code, output = workflow.run()
+    assert code == 0
+    assert "Nothing to be done" in output
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_qwen2_with_biases_runs_through(
+    make_workflow: Callable[[Path, str], Workflow], tiny_model: Callable[[str, bool], Path], tied: bool
+) -> None:
+    workflow = make_workflow(tiny_model("qwen2", tied), "qwen2")
+    workflow.config["grid"][0]["init"] = ["oaem"]
+    code, output = workflow.run("results/metrics.csv", "results/tables/rho.csv")
+    assert code == 0, output
+    assert (read_csv(workflow.folder / "results/metrics.csv").metric == "perplexity").sum() == 4
+
+
+def test_jobs_of_any_size_and_a_killed_job_give_the_same_bytes(
+    make_workflow: Callable[[Path, str], Workflow], tiny_llama: Path
+) -> None:
+    whole = make_workflow(tiny_llama, "whole")
+    whole.config["quantization"]["blocks_per_job"] = "all"
+    single = make_workflow(tiny_llama, "single")
+    single.config["quantization"]["blocks_per_job"] = 1
+    killed = make_workflow(tiny_llama, "killed")
+    killed.config["quantization"]["blocks_per_job"] = "all"
+    target = "results/metrics.csv"
+    for workflow in (whole, single):
+        code, output = workflow.run(target)
+        assert code == 0, output
+
+    kill_after_first_block(killed, target)
+    kept = block_files(killed)
+    assert len(kept) < 6
+    before = {path: path.stat().st_mtime_ns for path in kept if path.with_suffix(".json").exists()}
+    code, output = killed.run(target)
+    assert code == 0, output
+    assert before, "nothing was there to resume from"
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished block was computed again"
+
+    assert len(whole.blocks()) == 6
+    assert whole.blocks() == single.blocks() == killed.blocks()
+
+
+def kill_after_first_block(workflow: Workflow, target: str) -> None:
+    """kill -9 of snakemake and its job as soon as one block is done, leaving the lock behind as a crash would."""
+    process = workflow.start(target)
+    deadline = time.monotonic() + 300
+    while not any(path.with_suffix(".json").exists() for path in block_files(workflow)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    code, output = workflow.run("--unlock")
+    assert code == 0, output
+
+
+def test_a_damaged_block_is_made_again_alone(workflow: Workflow) -> None:
+    workflow.config["grid"][0]["init"] = ["oaem"]
+    assert workflow.run("results/metrics.csv")[0] == 0
+    expected = workflow.blocks()
+    damaged, *_ = sorted(block_files(workflow))[1:]
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    (run,) = {path.parent for path in block_files(workflow)}
+    stamps = {path: path.stat().st_mtime_ns for path in block_files(workflow) if path != damaged}
+    code, output = workflow.run("results/metrics.csv", "--forcerun", "quantized")
+    assert code != 0
+    assert "missing or damaged" in output
+    for manifest in run.glob("range-*.json"):
+        manifest.unlink()
+    code, output = workflow.run("results/metrics.csv")
+    assert code == 0, output
+    assert workflow.blocks() == expected
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_a_setting_reruns_what_depends_on_it_and_nothing_else(workflow: Workflow) -> None:
+    workflow.config["grid"][0]["init"] = ["oaem"]
+    assert workflow.run("results/metrics.csv")[0] == 0
+
+    def planned() -> str:
+        code, output = workflow.run("-n", "results/metrics.csv")
+        assert code == 0, output
+        return output
+
+    assert "Nothing to be done" in planned()
+    workflow.config["title"] = "Another title"
+    assert "Nothing to be done" in planned()
+    workflow.config["evaluation"]["batch_size"] = 2
+    output = planned()
+    assert "rule perplexity" in output
+    assert "rule quantize_blocks" not in output
+    workflow.config["evaluation"]["batch_size"] = 1
+    workflow.config["quantization"]["oaem"]["rounds"] = 2
+    output = planned()
+    assert "rule quantize_blocks" in output
+    assert "rule tokens" not in output
+    assert "rule model" not in output

@@ -1,0 +1,15 @@
+"""Unite all measurements in one table."""
+
+from pathlib import Path
+from typing import Any
+
+from oaem.metrics import load_metrics, write_csv
+from oaem.runtime.jobs import run_job
+
+
+def work(snakemake: Any) -> None:
+    write_csv(Path(snakemake.output.csv), load_metrics(snakemake.input))
+
+
+if "snakemake" in globals():
+    run_job(snakemake, work)

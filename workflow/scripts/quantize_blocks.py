@@ -1,0 +1,29 @@
+"""Quantise consecutive blocks of one run, going on where an earlier attempt stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from oaem.corpora.tokens import read_tokens
+from oaem.grid import Run
+from oaem.runtime import provenance
+from oaem.runtime.atomic import write_json
+from oaem.runtime.jobs import job_device, run_job
+from oaem.sequential import prepare, quantize_range
+
+
+def work(snakemake: Any) -> None:
+    run, settings = Run.parse(snakemake.wildcards.run), json.loads(snakemake.params.settings)
+    start, stop = int(snakemake.wildcards.start), int(snakemake.wildcards.stop)
+    model, tokens = Path(snakemake.input.model), Path(str(snakemake.input.tokens))
+    manifest = Path(snakemake.output.manifest)
+    with job_device(settings["device"], snakemake.threads) as device:
+        job = prepare(run, settings, model, tokens, device, str(snakemake.params.code))
+        activations = manifest.parent.parent / "activations"
+        reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, activations)
+        made_by = provenance.collect(device)
+    write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": made_by})
+
+
+if "snakemake" in globals():
+    run_job(snakemake, work)

@@ -1,0 +1,29 @@
+"""Check that all blocks of a run are there and agree, and put down what quantising them took."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from oaem.checkpoint import check_blocks
+from oaem.grid import Run
+from oaem.metrics import write_metrics
+from oaem.quantization_metrics import quantization_metrics
+from oaem.runtime.atomic import read_json, write_json
+from oaem.runtime.jobs import run_job
+
+
+def work(snakemake: Any) -> None:
+    ranges = [read_json(path) for path in snakemake.input.ranges]
+    manifest = Path(snakemake.output.manifest)
+    reports = [report for made in ranges for report in made["blocks"]]
+    check_blocks(manifest.parent / "blocks", reports)
+    made_by = ranges[-1]["provenance"]
+    run = Run.parse(snakemake.wildcards.run)
+    write_metrics(snakemake.output.metrics, quantization_metrics(run, reports, made_by["device"]), made_by)
+    sums = {f"{report['block']:04d}": report["sha256"] for report in reports}
+    write_json(manifest, {"fingerprint": ranges[-1]["fingerprint"], "sha256": sums, "provenance": made_by})
+    shutil.rmtree(manifest.parent / "activations", ignore_errors=True)
+
+
+if "snakemake" in globals():
+    run_job(snakemake, work)
