@@ -11,7 +11,7 @@ demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figure
 	@cat results/summary.txt
 
 test: $(READY) check  ## all tests and all checks
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu

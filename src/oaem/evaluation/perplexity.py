@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,22 +79,6 @@ def token_losses(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear) -
         for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(pieces)
-
-
-def evaluation_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the device multiplies it natively, else float32: many CPUs emulate it, slower than float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if {"avx512_bf16", "amx_bf16"} & _cpu_flags() else torch.float32
-
-
-def _cpu_flags() -> set[str]:
-    """Instruction sets of this CPU as Linux names them; empty where there is no such list."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _check(model: Any, tokens: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from oaem.errors import UserError
 from oaem.models.families import Family, family_of, linear_names
@@ -25,6 +26,8 @@ __all__ = [
     "read_tensors",
 ]
 
+# Jobs show progress of their own; a bar for every load of a block would bury it.
+disable_progress_bar()
 # Sequences whose embeddings are computed at once; only what the forward does before its first block runs on them.
 EMBED_BATCH = 16
 

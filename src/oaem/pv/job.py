@@ -22,7 +22,7 @@ def prepare(run: Run, settings: Mapping[str, Any], manifest: Path, device: str, 
     dtype = compute_dtype(folder, device)
     return PVJob(
         model_folder=folder,
-        settings=PVTuning.model_validate(settings),
+        settings=PVTuning.model_validate(settings["pv"]),
         seed=run.seed,
         dtype=load_config(folder).dtype,
         compute_dtype=dtype,

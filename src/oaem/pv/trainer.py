@@ -24,12 +24,12 @@ from oaem.geometry import Geometry
 from oaem.models.load import load_config
 from oaem.pv import outcomes, resume
 from oaem.pv.automatic import automatic_plan
-from oaem.pv.heap import keep_freed_memory
 from oaem.pv.loss import kl_divergence
 from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
 from oaem.pv.student import Student
 from oaem.pv.teacher import Teacher
+from oaem.runtime.heap import keep_freed_memory
 from oaem.runtime.progress import PhaseClock, Progress
 from oaem.runtime.provenance import fingerprint
 from oaem.runtime.seeds import generator

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 LARGEST_CODEBOOK = 256  # entries whose scores and sums fit into one program's registers
-PROGRAMS = 528  # that share the vectors of one sum: four for each multiprocessor of an H100; decides its rounding
+PROGRAMS = 264  # that share the vectors of one sum: two for each multiprocessor of an H100; decides its rounding
 TILE = 32  # vectors at a time
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from oaem.errors import UserError
 from oaem.runtime.devices import claim_device
+from oaem.runtime.heap import keep_freed_memory
 
 log = logging.getLogger("oaem")
 
@@ -49,6 +50,7 @@ def job_device(wanted: str, threads: int) -> Iterator[str]:
     import torch
 
     torch.set_num_threads(threads)
+    keep_freed_memory()
     locks = Path(tempfile.gettempdir()) / f"oaem-gpus-{os.getuid()}"
     with claim_device(wanted, locks) as device:
         log.debug("device %s, %d threads", device, threads)

@@ -17,19 +17,29 @@ from typing import Any
 PACKAGES = ("torch", "transformers", "safetensors", "numba", "triton", "datasets", "lm-eval", "snakemake", "oaem")
 SOURCE = Path(__file__).resolve().parents[1]
 
+# What running a stored model depends on.
+RUN_ROOMS = (
+    "models/load.py",
+    "models/skeleton.py",
+    "models/tensors.py",
+    "models/precision.py",
+    "quantization/weight.py",
+    "checkpoint.py",
+)
 # What the numbers of each stage depend on. A change of code elsewhere reruns nothing expensive.
 ROOMS = {
     "quantization": ("quantization", "models", "sequential.py", "checkpoint.py", "geometry.py", "runtime/seeds.py"),
-    "pv": ("pv", "quantization/weight.py", "quantization/linear.py", "models", "checkpoint.py", "runtime/seeds.py"),
+    "pv": ("pv", "evaluation/perplexity.py", "quantization/linear.py", *RUN_ROOMS, "runtime/seeds.py"),
     "tokens": ("corpora", "runtime/seeds.py"),
-    "model": ("models/source.py",),
-    "perplexity": ("evaluation/perplexity.py", "models/load.py", "checkpoint.py"),
+    "model": ("models/source.py", "models/embedded.py"),
+    "perplexity": ("evaluation/perplexity.py", *RUN_ROOMS),
     "downstream": (
         "evaluation/downstream.py",
         "evaluation/downstream_embedded.py",
         "evaluation/downstream_harness.py",
-        "models/load.py",
-        "checkpoint.py",
+        "corpora/embedded.py",
+        "corpora/parts.py",
+        *RUN_ROOMS,
     ),
 }
 

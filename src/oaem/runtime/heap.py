@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 
-log = logging.getLogger("oaem.pv")
+log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
