@@ -31,7 +31,7 @@ wildcard_constraints:
     run=layout.RUN_PATTERN,
     subject=layout.SUBJECT_PATTERN,
     model=r"[^/]+",
-    stage="fp16|pre_pv|" + "|".join(layout.PV_STAGES),
+    stage="fp16|pre_pv|post_pv",
     start=r"\d+",
     stop=r"\d+",
 

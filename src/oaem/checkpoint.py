@@ -9,6 +9,7 @@ names the same fingerprint and the checksum agrees.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,17 @@ def load_state(path: Path | str) -> tuple[QuantizedState, dict[str, Any]]:
     names = [name.removesuffix(".codes") for name in tensors if name.endswith(".codes")]
     linears = {name: AdditiveWeight(*(tensors.pop(f"{name}.{part}") for part in PARTS)) for name in names}
     return QuantizedState(linears, tensors), metadata
+
+
+def tensors_checksum(path: Path | str) -> str:
+    """SHA-256 of the tensors of a safetensors file, its metadata left out."""
+    with Path(path).open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def block_path(folder: Path, index: int) -> Path:

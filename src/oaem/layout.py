@@ -16,6 +16,7 @@ from oaem.grid import Run
 RESULTS = "results"
 RUN_PATTERN = r"runs/[^/]+/[^/]+/[^/]+/b\d+-e\d+/s\d+"
 SUBJECT_PATTERN = rf"models/[^/]+|{RUN_PATTERN}"
+# Stages after PV-tuning, measured by one job, and the state of each in the folder pv/.
 PV_STAGES = {"post_pv": "best_test", "post_pv_validation": "best_validation", "post_pv_last": "last"}
 
 
@@ -95,6 +96,11 @@ def stage_state(subject: str, stage: str) -> list[str]:
     return [quantized(subject)] if stage == "pre_pv" else [pv_manifest(subject)]
 
 
+def tunes(config: Config) -> bool:
+    """Whether the configuration has PV-tuning."""
+    return config.pv is not None and config.pv.enabled
+
+
 def metric_files(config: Config) -> list[str]:
     """Every measurement of the grid, each once."""
     files: dict[str, None] = {}
@@ -103,9 +109,8 @@ def metric_files(config: Config) -> list[str]:
     for run in config.runs():
         files[metric(run.path, "quantization", "time")] = None
         files |= dict.fromkeys(metric(run.path, "pre_pv", kind) for kind in _kinds(config, "pre_pv"))
-        if config.pv is not None and config.pv.enabled:
+        if tunes(config):
             files[metric(run.path, "pv_tuning", "time")] = None
-            files |= dict.fromkeys(metric(run.path, stage, "perplexity") for stage in PV_STAGES)
             files |= dict.fromkeys(metric(run.path, "post_pv", kind) for kind in _kinds(config, "post_pv"))
     return list(files)
 

@@ -163,9 +163,11 @@ def table_inputs(config: Config, table: str) -> list[str]:
 
 
 def _metric_file(target: Run | str, stage: str, kind: str) -> str:
-    """The file that holds what a table needs: layer errors and times are measured by the same job."""
+    """The file that holds what a table needs: one job measures layers and times, one all choices of an epoch."""
     subject = target.path if isinstance(target, Run) else f"models/{target}"
-    return layout.metric(subject, "quantization", "time") if kind == "layers" else layout.metric(subject, stage, kind)
+    if kind == "layers":
+        return layout.metric(subject, "quantization", "time")
+    return layout.metric(subject, "post_pv" if stage in layout.PV_STAGES else stage, kind)
 
 
 def paper_files(folder: Path) -> list[str]:

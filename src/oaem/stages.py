@@ -5,10 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from oaem.checkpoint import QuantizedState, load_blocks, load_state, to_dense
+from oaem.checkpoint import QuantizedState, load_blocks, load_state, tensors_checksum, to_dense
 from oaem.layout import PV_STAGES, RESULTS
 from oaem.models.load import load_model
 from oaem.models.precision import compute_dtype
+
+
+def measured_with(run: str, stage: str) -> dict[str, list[str]]:
+    """The stages that a job for `stage` measures, as {stage to assemble: all stages that are the same model}.
+
+    The epoch chosen on the test set, the one chosen on validation text and the last one are often the same state: then
+    it is measured once and counts for each.
+    """
+    if stage != "post_pv":
+        return {stage: [stage]}
+    same: dict[str, list[str]] = {}
+    for name, state in PV_STAGES.items():
+        same.setdefault(tensors_checksum(Path(RESULTS) / run / "pv" / f"{state}.safetensors"), []).append(name)
+    return {names[0]: names for names in same.values()}
 
 
 def assemble(subject: str, stage: str, manifest: Path, device: str) -> Any:

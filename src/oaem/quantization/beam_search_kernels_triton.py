@@ -6,8 +6,7 @@ What kernels share with each other, in order of the walk; B is the beam width ro
     tails       [out * B, columns of a lazy block]  change of W^ within the block, by hypothesis
     bases       [out * B, in]                       R up to, but not with, the tails: one line for each distinct past
 
-A program is one warp and owns one row, so the only synchronisation is a barrier between its own lanes, wherever they
-exchange values through memory.
+A program is one warp and owns one row: it synchronises its own lanes alone, wherever they exchange values in memory.
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""The tiny grid, prepared as far as no cluster is needed, and the cluster to submit the rest to."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import UnavailableError, cluster, command
+from tests.workflow.conftest import Workflow, tiny_config, write_corpus
+
+RUN = "results/runs/tiny/2bpp-2x4g4/oaem/b4-e8/s42"
+RANGE = f"{RUN}/blocks/range-0000-0003.json"
+# The profile as it is; only its patience is meant for jobs of hours.
+SUBMIT = ["--profile", "slurm", "--cores", "8", "--slurm-init-seconds-before-status-checks", "1"]
+SUBMIT += ["--seconds-between-status-checks", "1"]
+LIMIT_SECONDS = 400
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[None]:
+    """A SLURM of our own on this machine; skips with the reason where there can be none."""
+    try:
+        with cluster():
+            yield
+    except UnavailableError as error:
+        pytest.skip(f"no SLURM here: {error}")
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Workflow:
+    """One run of three blocks of some seconds each, made on this machine without a cluster."""
+    folder = tmp_path_factory.mktemp("local")
+    write_corpus(folder / "corpus")
+    config = tiny_config(tiny_llama, folder / "corpus")
+    config["quantization"]["blocks_per_job"] = "all"
+    config["quantization"]["block_tuning"] = {"epochs": 2}
+    config["quantization"]["codebooks"] = {"steps": 100, "lr": 1e-3, "relative_tolerance": 0.0}
+    config["grid"][0] |= {"init": ["oaem"], "search": [{"beam_width": 4, "max_epochs": 8}]}
+    workflow = Workflow(folder / "work", config)
+    workflow.folder.mkdir()
+    code, output = workflow.run(RANGE)
+    assert code == 0, output
+    return workflow
+
+
+@pytest.fixture
+def unquantised(local: Workflow, tmp_path: Path) -> Workflow:
+    """The same with model and tokens made and no block quantised yet."""
+    folder = tmp_path / "work"
+    shutil.copytree(local.folder, folder)
+    shutil.rmtree(folder / "results/runs")
+    return Workflow(folder, local.config)
+
+
+class Submission:
+    """A snakemake that submits to the cluster, and the jobs it has submitted."""
+
+    def __init__(self, workflow: Workflow, *arguments: str) -> None:
+        # Job numbers only grow: what is above the last one known is ours or runs beside us, told apart by its folder.
+        self.folder = workflow.folder
+        self.process = workflow.start(*SUBMIT, *arguments)
+
+    def jobs(self, rule: str) -> list[dict[str, str]]:
+        """What SLURM knows of the jobs of `rule`, oldest first."""
+        lines = command("scontrol", "--details", "--oneliner", "show", "job").stdout.splitlines()
+        jobs = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+        ours = [job for job in jobs if job.get("WorkDir") == str(self.folder) and f"/rule_{rule}/" in job["StdOut"]]
+        return sorted(ours, key=lambda job: int(job["JobId"]))
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for the end; returns exit code and output."""
+        output, _ = self.process.communicate(timeout=LIMIT_SECONDS)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def submit(slurm: None) -> Callable[..., Any]:
+    """submit(workflow, *arguments): a context in which snakemake submits to the cluster; ended with its jobs."""
+
+    @contextmanager
+    def run(workflow: Workflow, *arguments: str) -> Iterator[Submission]:
+        submission = Submission(workflow, *arguments)
+        try:
+            yield submission
+        finally:
+            if submission.process.poll() is None:
+                # SIGINT cancels the jobs; snakemake waits for ever if it cannot.
+                os.killpg(submission.process.pid, signal.SIGINT)
+                try:
+                    print(submission.process.communicate(timeout=30)[0])
+                except subprocess.TimeoutExpired:
+                    os.killpg(submission.process.pid, signal.SIGKILL)
+                    print(submission.process.communicate()[0])
+
+    return run

@@ -1,0 +1,119 @@
+"""The workflow on a real SLURM, through the profile that users take."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oaem.metrics import read_csv
+from tests.slurm.cluster import command, wait_until
+from tests.slurm.conftest import RANGE, RUN, Submission
+from tests.workflow.conftest import Workflow
+
+pytestmark = pytest.mark.slow
+Submit = Callable[..., Any]
+
+
+def blocks_done(workflow: Workflow) -> list[Path]:
+    """The artefacts whose report, which is written after them, is there."""
+    made = sorted((workflow.folder / RUN / "blocks").glob("*.safetensors"))
+    return [path for path in made if path.with_suffix(".json").exists()]
+
+
+def wait_for_first_block(workflow: Workflow, submission: Submission) -> str:
+    """Wait until the job has stored a block and is at the next; returns the job's number."""
+
+    def there() -> bool:
+        assert submission.process.poll() is None, submission.process.communicate()[0]
+        return bool(blocks_done(workflow))
+
+    wait_until(there, 120, "no block is done")
+    return submission.jobs("quantize_blocks")[-1]["JobId"]
+
+
+def stamps(paths: list[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+def test_the_tiny_grid_gives_the_same_bytes_as_on_one_machine(submit: Submit, local: Workflow, tmp_path: Path) -> None:
+    workflow = Workflow(tmp_path, local.config)
+    with submit(workflow, "results/metrics.csv") as submission:
+        code, output = submission.finish()
+    assert code == 0, output
+    assert len(workflow.blocks()) == 3
+    assert workflow.blocks() == local.blocks()
+    metrics = read_csv(workflow.folder / "results/metrics.csv")
+    assert set(metrics[metrics.metric == "perplexity"].stage) == {"fp16", "pre_pv"}
+    for rule in ("model", "tokens", "quantize_blocks", "quantized", "perplexity", "metrics"):
+        jobs = submission.jobs(rule)
+        assert jobs, f"{rule} was not submitted"
+        assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+        assert {job["Partition"] for job in jobs} == {"gpu"}
+        assert not any("gpu" in job.get("ReqTRES", job["TRES"]) for job in jobs), "a CPU grid asks for GPUs"
+
+
+def test_gpu_jobs_wait_for_a_gpu_and_a_failing_one_is_reported_with_its_log(
+    submit: Submit, unquantised: Workflow
+) -> None:
+    unquantised.config = {**copy.deepcopy(unquantised.config), "device": "cuda"}
+    shutil.rmtree(unquantised.folder / "results/tokens")
+    taken = command("sbatch", "--parsable", "--gpus=2", "--output=/dev/null", "--wrap=sleep 300").stdout.strip()
+    try:
+        with submit(unquantised, "--retries", "0", RANGE) as submission:
+            wait_until(lambda: bool(submission.jobs("quantize_blocks")), 120, "no GPU job is submitted")
+            (waiting,) = submission.jobs("quantize_blocks")
+            assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Resources")
+            (tokens,) = submission.jobs("tokens")
+            assert tokens["JobState"] == "COMPLETED", "a CPU job has waited for a GPU"
+            assert "gpu" not in tokens["TRES"]
+            command("scancel", taken)
+            code, output = submission.finish()
+    finally:
+        command("scancel", taken)
+    (job,) = submission.jobs("quantize_blocks")
+    assert job["JobState"] == "FAILED"
+    assert "gres/gpu=1" in job["TRES"]
+    assert job["TresPerJob"] == "gres:gpu:1"
+    # This machine has no GPU, so the job ends in the one message that says so, and snakemake shows it.
+    assert code != 0
+    assert "PyTorch sees no GPU" in output
+    assert f"logs/{RUN.removeprefix('results/')}/blocks-0000-0003.log" in output
+    assert f"SLURM-job '{job['JobId']}' failed" in output
+
+
+def test_a_cancelled_job_is_submitted_again_and_resumes(submit: Submit, local: Workflow, unquantised: Workflow) -> None:
+    with submit(unquantised, RANGE) as submission:
+        job = wait_for_first_block(unquantised, submission)
+        command("scancel", job)
+        kept = stamps(blocks_done(unquantised))
+        code, output = submission.finish()
+    assert code == 0, output
+    assert [job["JobState"] for job in submission.jobs("quantize_blocks")] == ["CANCELLED", "COMPLETED"]
+    assert_resumed(unquantised, local, kept)
+
+
+def test_a_job_over_its_time_limit_is_submitted_again_and_resumes(
+    submit: Submit, local: Workflow, unquantised: Workflow
+) -> None:
+    with submit(unquantised, "--set-resources", "quantize_blocks:runtime=1", "--", RANGE) as submission:
+        job = wait_for_first_block(unquantised, submission)
+        command("scancel", "--signal=STOP", job)  # it hangs: SLURM's shortest limit is a minute, a block takes seconds
+        kept = stamps(blocks_done(unquantised))
+        code, output = submission.finish()
+    assert code == 0, output
+    assert [job["JobState"] for job in submission.jobs("quantize_blocks")] == ["TIMEOUT", "COMPLETED"]
+    assert_resumed(unquantised, local, kept)
+
+
+def assert_resumed(workflow: Workflow, local: Workflow, kept: dict[Path, int]) -> None:
+    """The finished blocks were kept, the others were made, and all have the bytes of an undisturbed run."""
+    assert 0 < len(kept) < 3, "the job was not in the middle of its work"
+    assert stamps(list(kept)) == kept, "a finished block was computed again"
+    assert workflow.blocks() == local.blocks()
+    assert len(json.loads((workflow.folder / RANGE).read_text(encoding="utf-8"))["blocks"]) == 3
