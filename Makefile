@@ -10,11 +10,11 @@ demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figure
 	$(BIN)/snakemake --cores $(CORES)
 	@cat results/summary.txt
 
-test: $(READY) check  ## all tests and all checks
+test: $(READY) .venv/.triton check  ## all tests and all checks
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu tests/gpu
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
@@ -30,6 +30,11 @@ format: $(READY)  ## put everything in shape
 
 $(READY): envs/lock.txt envs/lock-nodeps.txt pyproject.toml
 	envs/setup.sh $(PYTHON)
+	@touch $@
+
+# Triton comes with a CUDA build of PyTorch; with a CPU build the tests run its kernels in its interpreter.
+.venv/.triton: $(READY)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --no-deps triton==3.7.1
 	@touch $@
 
 lock: $(READY)  ## write the lock file from what .venv holds

@@ -63,7 +63,9 @@ def test_gpu_jobs_wait_for_a_gpu_and_a_failing_one_is_reported_with_its_log(
 ) -> None:
     unquantised.config = {**copy.deepcopy(unquantised.config), "device": "cuda"}
     shutil.rmtree(unquantised.folder / "results/tokens")
-    taken = command("sbatch", "--parsable", "--gpus=2", "--output=/dev/null", "--wrap=sleep 300").stdout.strip()
+    taken = command(
+        "sbatch", "--parsable", "--gpus=2", "--mem=100", "--output=/dev/null", "--wrap=sleep 300"
+    ).stdout.strip()
     try:
         with submit(unquantised, "--retries", "0", RANGE) as submission:
             wait_until(lambda: bool(submission.jobs("quantize_blocks")), 120, "no GPU job is submitted")

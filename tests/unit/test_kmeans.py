@@ -6,7 +6,8 @@ import torch
 from sklearn.cluster import KMeans
 
 from oaem.quantization.clusters import ClusterSums, _split, best_entries, sums_of_runs
-from oaem.quantization.kmeans import kmeans, nearest
+from oaem.quantization.kmeans import _distinct, kmeans, nearest
+from oaem.runtime.seeds import generator
 from oaem.settings import KMeansSettings
 
 
@@ -55,7 +56,7 @@ def test_equals_scikit_learn_from_the_same_start() -> None:
     vectors = torch.randn(800, 3, generator=stream(1))
     settings = KMeansSettings(iterations=300, check_every=1)
     centroids, codes = kmeans(vectors, 6, settings, stream())
-    start = vectors[torch.randperm(800, generator=stream())[:6]].numpy()
+    start = vectors[_distinct(800, 6, stream())].numpy()
     theirs = KMeans(6, init=start, n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(vectors.numpy())
     np.testing.assert_allclose(centroids.numpy(), theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
     assert (codes.numpy() == theirs.labels_).mean() > 0.995
@@ -110,3 +111,11 @@ def test_equals_lloyd_spelt_out() -> None:
         plain = torch.stack([precise[chosen == k].mean(0) if (chosen == k).any() else plain[k] for k in range(25)])
     torch.testing.assert_close(centroids.double(), plain, rtol=1e-5, atol=1e-5)
     assert torch.equal(codes.long(), ((precise[:, None] - plain) ** 2).sum(-1).argmin(1))
+
+
+@pytest.mark.parametrize("count", [3, 40, 64, 100_000])
+def test_the_start_is_made_of_different_vectors(count: int) -> None:
+    start = _distinct(count, 4, generator(0, "start", count))
+    assert len(start) == len(set(start.tolist())) == min(count, 4)
+    assert 0 <= int(start.min()) <= int(start.max()) < count
+    assert torch.equal(start, _distinct(count, 4, generator(0, "start", count)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oaem.errors import UserError
+from oaem.quantization.causal_attention import chunked_attention
 from oaem.runtime.seeds import generator
 from oaem.settings import BlockTuningSettings
 
@@ -32,7 +33,8 @@ def tune_block(
     """
     if settings.epochs == 0:
         return []
-    with _in_float32(block) as parameters:
+    attention = chunked_attention(block) if next(block.parameters()).is_cuda else nullcontext()
+    with attention, _in_float32(block) as parameters:
         arguments = _floats(arguments)
         optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(settings.beta1, settings.beta2))
         device = parameters[0].device

@@ -29,6 +29,10 @@ def best_entries(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:
 
     vectors: float32 [J, n, g]. maps: [J, g, K]. offsets: [J, K]. Returns int32 [J, n].
     """
+    if fits_kernels(vectors, maps.shape[2]):
+        from oaem.quantization.clusters_triton import best_entries_triton
+
+        return best_entries_triton(vectors, maps, offsets)
     codes = torch.empty(vectors.shape[:2], dtype=torch.int32, device=vectors.device)
     if vectors.is_cuda:
         for groups, rows in _tiles(vectors.shape[0], vectors.shape[1], maps.shape[2]):
@@ -39,6 +43,21 @@ def best_entries(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:
     starts = range(0, vectors.shape[1], VECTOR_CHUNK)
     for_each_chunk(lambda start: _assign(start, start + VECTOR_CHUNK, *arrays, codes.numpy()), starts)
     return codes
+
+
+def best_entry_sums(vectors: Tensor, maps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums [K, g] and counts [K] of `vectors` [N, g] by `best_entries` under maps [g, K] and offsets [K]."""
+    if fits_kernels(vectors, maps.shape[1]):
+        from oaem.quantization.clusters_triton import best_entry_sums_triton
+
+        return best_entry_sums_triton(vectors, maps, offsets)
+    clusters = ClusterSums(best_entries(vectors[None], maps[None], offsets[None])[0], maps.shape[1])
+    return clusters(vectors), clusters.counts
+
+
+def fits_kernels(values: Tensor, codebook_size: int) -> bool:
+    """Whether the Triton kernels can serve: float32 on a CUDA device, codebooks of 16 to 256 entries."""
+    return values.is_cuda and values.dtype == torch.float32 and 16 <= codebook_size <= 256
 
 
 def _tiles(groups: int, vectors: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from oaem.quantization.clusters import ClusterSums
+from oaem.quantization.clusters import ClusterSums, fits_kernels
 from oaem.quantization.weight import sum_of_entries
 from oaem.settings import CodebookSettings
 
@@ -27,19 +27,37 @@ class LayerLoss:
 
     def __init__(self, weight: Tensor, hessian: Tensor, codes: Tensor, codebook_size: int):
         self.weight, self.hessian, self.codes = weight, hessian, codes
+        self.codebook_size = codebook_size
+        self.fast = fits_kernels(weight, codebook_size)
+        if self.fast:
+            from oaem.quantization.layer_loss_triton import split_hessian
+
+            self.codes, self.stacked_hessian = codes.contiguous(), split_hessian(hessian)
+            return
         self.clusters = [ClusterSums(codes[..., m].flatten(), codebook_size) for m in range(codes.shape[-1])]
 
     def gather(self, gradient: Tensor) -> Tensor:
         """The gradient of the codebooks [M, K, g] from that of the unscaled matrix [out, in]."""
+        if self.fast:
+            from oaem.quantization.clusters_triton import sums_by_code_triton
+
+            ones = torch.ones(len(gradient), device=gradient.device)
+            return sums_by_code_triton(gradient, ones, self.codes, self.codebook_size)
         vectors = gradient.reshape(self.codes.shape[0] * self.codes.shape[1], -1)
         return torch.stack([sums(vectors) for sums in self.clusters])
 
-    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[float, Tensor, Tensor]:
+    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss and its gradients for codebooks [M, K, g] and row scales [out]; the trace is summed in float64."""
+        if self.fast:
+            from oaem.quantization.layer_loss_triton import loss_and_gradients_triton
+
+            return loss_and_gradients_triton(
+                self.weight, self.stacked_hessian, self.codes, codebooks.contiguous(), row_scales
+            )
         entries = sum_of_entries(self.codes, codebooks)
         difference = entries * row_scales[:, None] - self.weight
         product = difference @ self.hessian
-        loss = float(torch.sum(product * difference, dtype=torch.float64)) / len(self.weight)
+        loss = torch.sum(product * difference, dtype=torch.float64) / len(self.weight)
         gradient = product.mul_(2 / len(self.weight))
         return loss, self.gather(gradient * row_scales[:, None]), (gradient * entries).sum(1)
 
@@ -61,7 +79,7 @@ def adam_steps(
     """Take `steps` Adam steps in place unless `accept` refuses the loss before the first; says if it took them."""
     for step in range(steps):
         loss, codebooks.grad, row_scales.grad = problem.value(codebooks, row_scales)
-        if step == 0 and not accept(loss):
+        if step == 0 and not accept(float(loss)):
             return False
         optimizer.step()
     return True
@@ -117,7 +135,7 @@ def _solve_scales(row_scales: Tensor, entries: Tensor, entries_product: Tensor, 
 
 def _block_inverse(problem: LayerLoss, row_scales: Tensor) -> Tensor:
     """The inverse of each entry's own block of the second derivative [M, K, g, g]: the preconditioner."""
-    groups, codebook_size = problem.codes.shape[1], len(problem.clusters[0].counts)
+    groups, codebook_size = problem.codes.shape[1], problem.codebook_size
     group_size = len(problem.hessian) // groups
     tiles = problem.hessian.unflatten(0, (-1, group_size)).unflatten(2, (-1, group_size))
     blocks = tiles.diagonal(dim1=0, dim2=2).permute(2, 0, 1).double().flatten(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oaem.quantization.clusters import ClusterSums, best_entries
+from oaem.quantization.clusters import best_entries, best_entry_sums
 from oaem.settings import KMeansSettings
 
 # Centroids that move by less than this have converged.
@@ -23,18 +23,28 @@ def kmeans(vectors: Tensor, size: int, settings: KMeansSettings, generator: torc
     if settings.max_vectors is not None and settings.max_vectors < len(vectors):
         sample = torch.randperm(len(vectors), generator=generator)[: settings.max_vectors]
         fitted = vectors[sample.to(vectors.device)]
-    start = torch.randperm(len(fitted), generator=generator)[:size]
+    start = _distinct(len(fitted), size, generator)
     centroids = fitted[start.repeat(-(-size // len(start)))[:size].to(vectors.device)]
     for iteration in range(1, settings.iterations + 1):
-        clusters = ClusterSums(nearest(fitted, centroids), size)
-        counts = clusters.counts[:, None]
-        moved = torch.where(counts > 0, clusters(fitted) / counts.clamp(min=1), centroids)
+        sums, counts = best_entry_sums(fitted, -2 * centroids.T, centroids.square().sum(1))
+        moved = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centroids)
         check = iteration % settings.check_every == 0
         converged = check and torch.allclose(moved, centroids, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
         centroids = moved
         if converged:
             break
     return centroids, nearest(vectors, centroids)
+
+
+def _distinct(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """`size` different random numbers below `count`, or all of them where there are fewer -> int64."""
+    if count < 16 * size:
+        return torch.randperm(count, generator=generator)[:size]
+    # A permutation of millions would take longer than a k-means iteration on a GPU.
+    drawn: dict[int, None] = {}
+    while len(drawn) < size:
+        drawn |= dict.fromkeys(torch.randint(count, (size,), generator=generator).tolist())
+    return torch.tensor(list(drawn)[:size])
 
 
 def nearest(vectors: Tensor, centroids: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from oaem.quantization.clusters import ClusterSums, best_entries
+from oaem.quantization.clusters import ClusterSums, best_entries, fits_kernels
 from oaem.settings import OaemSettings
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -50,6 +50,14 @@ def statistics(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tup
     n_kj and s_kj are the count and the sum of the vectors of input group j that are assigned to k.
     """
     groups, _, group_size = vectors.shape
+    if fits_kernels(vectors, size):
+        from oaem.quantization.clusters_triton import sums_by_code_triton
+
+        ones = torch.ones(groups, device=vectors.device)
+        pull = sums_by_code_triton(torch.bmm(vectors, blocks).flatten(1), ones, codes[..., None], size)[0].double()
+        labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
+        counts = torch.bincount(labels.flatten(), minlength=groups * size).view(groups, size).double()
+        return (counts.T @ blocks.double().flatten(1)).unflatten(1, (group_size, group_size)), pull
     labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
     clusters = ClusterSums(labels.flatten(), groups * size)
     sums = clusters(vectors.flatten(0, 1)).double().unflatten(0, (groups, size))
@@ -64,17 +72,27 @@ def adam_m_step(curvature: Tensor, pull: Tensor, centroids: Tensor, vectors: int
 
     The gradient is (2 / N) (A_k c_k - b_k), so a step costs K g^2 flops and never looks at the data.
     """
+    if centroids.is_cuda:
+        from oaem.quantization.m_step_triton import adam_m_step_triton
+
+        rates = [_rate(step, settings) for step in range(settings.steps)]
+        return adam_m_step_triton(curvature, pull, centroids, 2 / vectors, rates, (BETA1, BETA2), EPSILON)
     values = centroids.double()
     first, second = torch.zeros_like(values), torch.zeros_like(values)
     for step in range(settings.steps):
         gradient = (2 / vectors) * (torch.einsum("kij,kj->ki", curvature, values) - pull)
         first = BETA1 * first + (1 - BETA1) * gradient
         second = BETA2 * second + (1 - BETA2) * gradient.square()
-        cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
-        lr = settings.final_lr + (settings.lr - settings.final_lr) * cosine
+        lr = _rate(step, settings)
         unbiased = (second / (1 - BETA2 ** (step + 1))).sqrt() + EPSILON
         values = values - lr / (1 - BETA1 ** (step + 1)) * first / unbiased
     return values.to(centroids.dtype)
+
+
+def _rate(step: int, settings: OaemSettings) -> float:
+    """The cosine-annealed learning rate of a step."""
+    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
+    return settings.final_lr + (settings.lr - settings.final_lr) * cosine
 
 
 def _minimiser(curvature: Tensor, pull: Tensor, centroids: Tensor) -> Tensor:

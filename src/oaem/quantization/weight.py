@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from oaem.quantization.clusters import ClusterSums
+from oaem.quantization.clusters import ClusterSums, fits_kernels
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -54,12 +54,20 @@ class _Dequantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
         ctx.save_for_backward(codes, codebooks, row_scales)
+        if fits_kernels(codebooks, codebooks.shape[1]):
+            from oaem.quantization.layer_loss_triton import dequantize_triton
+
+            return dequantize_triton(codes, codebooks, row_scales)
         return sum_of_entries(codes, codebooks) * row_scales[:, None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         codes, codebooks, row_scales = ctx.saved_tensors
+        if fits_kernels(codebooks, codebooks.shape[1]):
+            from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+
+            return None, *dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
         entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
         tables = [
             ClusterSums(codes[..., m].flatten(), codebooks.shape[1])(entries_gradient) for m in range(len(codebooks))
