@@ -64,7 +64,6 @@ class Submission:
     """A snakemake that submits to the cluster, and the jobs it has submitted."""
 
     def __init__(self, workflow: Workflow, *arguments: str) -> None:
-        # Job numbers only grow: what is above the last one known is ours or runs beside us, told apart by its folder.
         self.folder = workflow.folder
         self.process = workflow.start(*SUBMIT, *arguments)
 

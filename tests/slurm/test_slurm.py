@@ -55,7 +55,7 @@ def test_the_tiny_grid_gives_the_same_bytes_as_on_one_machine(submit: Submit, lo
         assert jobs, f"{rule} was not submitted"
         assert {job["JobState"] for job in jobs} == {"COMPLETED"}
         assert {job["Partition"] for job in jobs} == {"gpu"}
-        assert not any("gpu" in job.get("ReqTRES", job["TRES"]) for job in jobs), "a CPU grid asks for GPUs"
+        assert {job["JOB_GRES"] for job in jobs} == {"(null)"}, "a grid for the CPU asks for GPUs"
 
 
 def test_gpu_jobs_wait_for_a_gpu_and_a_failing_one_is_reported_with_its_log(
@@ -69,19 +69,23 @@ def test_gpu_jobs_wait_for_a_gpu_and_a_failing_one_is_reported_with_its_log(
     try:
         with submit(unquantised, "--retries", "0", RANGE) as submission:
             wait_until(lambda: bool(submission.jobs("quantize_blocks")), 120, "no GPU job is submitted")
-            (waiting,) = submission.jobs("quantize_blocks")
-            assert (waiting["JobState"], waiting["Reason"]) == ("PENDING", "Resources")
+
+            def reason() -> str:
+                (job,) = submission.jobs("quantize_blocks")
+                assert job["JobState"] == "PENDING", "both GPUs are taken, and yet a GPU job starts"
+                return job["Reason"]
+
+            wait_until(lambda: reason() == "Resources", 30, "the scheduler does not see that the GPUs are taken")
             (tokens,) = submission.jobs("tokens")
             assert tokens["JobState"] == "COMPLETED", "a CPU job has waited for a GPU"
-            assert "gpu" not in tokens["TRES"]
+            assert tokens["JOB_GRES"] == "(null)"
             command("scancel", taken)
             code, output = submission.finish()
     finally:
         command("scancel", taken)
     (job,) = submission.jobs("quantize_blocks")
     assert job["JobState"] == "FAILED"
-    assert "gres/gpu=1" in job["TRES"]
-    assert job["TresPerJob"] == "gres:gpu:1"
+    assert (job["TresPerJob"], job["JOB_GRES"]) == ("gres:gpu:1", "gpu:1")
     # This machine has no GPU, so the job ends in the one message that says so, and snakemake shows it.
     assert code != 0
     assert "PyTorch sees no GPU" in output
