@@ -43,4 +43,12 @@ def read_activations(folder: Path, index: int, fingerprint: str) -> Tensor | Non
 
 
 def _digest(hidden: Tensor) -> str:
-    return hashlib.sha256(hidden.view(torch.uint8).numpy().data).hexdigest()
+    """A checksum at the speed of memory, for gigabytes between two blocks: SHA-256 of the sums of 64 kB pieces.
+
+    It is against damage, not against malice: any single flipped bit changes the sum of its piece.
+    """
+    raw = hidden.view(torch.uint8).flatten()
+    whole = raw[: len(raw) // 65536 * 65536].view(torch.int64).view(-1, 8192).sum(1)
+    digest = hashlib.sha256(whole.numpy().tobytes())
+    digest.update(raw[len(raw) // 65536 * 65536 :].numpy().tobytes())
+    return digest.hexdigest()

@@ -98,3 +98,15 @@ def test_activations_prove_themselves_whole(tmp_path: Path, dtype: torch.dtype) 
     path = tmp_path / "0004.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     assert read_activations(tmp_path, 4, "f") is None
+
+
+@pytest.mark.parametrize("place", [0, 70_000, 131_000, -1])
+def test_one_flipped_bit_anywhere_in_large_activations_is_seen(tmp_path: Path, place: int) -> None:
+    hidden = torch.randn(3, 100, 120)  # more than two pieces and a rest
+    write_activations(tmp_path, 1, hidden, "f")
+    path = tmp_path / "0001.safetensors"
+    content = bytearray(path.read_bytes())
+    start = len(content) - hidden.nbytes
+    content[place if place < 0 else start + place] ^= 4
+    path.write_bytes(bytes(content))
+    assert read_activations(tmp_path, 1, "f") is None
