@@ -32,6 +32,17 @@ onstart:
     preflight(CFG)
 
 
+# Seconds of work on small files: not worth a job of their own on a cluster.
+localrules:
+    all,
+    metrics,
+    table,
+    claims,
+    figure,
+    report,
+    summary,
+
+
 rule all:
     default_target: True
     input:

@@ -11,7 +11,7 @@ import torch
 from oaem.errors import UserError
 from oaem.runtime import provenance, seeds
 from oaem.runtime.atomic import atomic_path, read_json, write_json, write_text
-from oaem.runtime.devices import _free_slot, claim_device, require_disk
+from oaem.runtime.devices import _free_slot, _visible, claim_device, require_disk
 from oaem.runtime.progress import PhaseClock, Progress, duration
 
 
@@ -118,3 +118,16 @@ def test_provenance_names_versions_and_device() -> None:
     facts = provenance.collect("cpu")
     assert facts["versions"]["torch"]
     assert facts["device"]
+
+
+def test_jobs_of_a_cluster_do_not_share_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for job, visible in [(None, None), (None, "0,1"), ("7", "0"), ("8", "0"), ("8", "1")]:
+        for key, value in [("SLURM_JOB_ID", job), ("CUDA_VISIBLE_DEVICES", visible)]:
+            if value is None:
+                monkeypatch.delenv(key, raising=False)
+            else:
+                monkeypatch.setenv(key, value)
+        names.add(_visible())
+    assert len(names) == 5
+    assert not any("/" in name or "," in name for name in names)

@@ -21,8 +21,7 @@ def claim_device(wanted: str, locks: Path, slots: int = 0) -> Iterator[str]:
     """A torch device name, `cpu` or `cuda:N`, held for the body of the block.
 
     GPU numbers are handed out by file locks in `locks`. The kernel drops a lock with the process that held it, so a
-    crashed job leaves no stale slot. Inside a SLURM job CUDA_VISIBLE_DEVICES already names this job's own GPU, and the
-    lock folder is told apart by it.
+    crashed job leaves no stale slot. The GPUs of a SLURM job are its own and shared with no other job's.
 
     `wanted` is auto, cpu or cuda; UserError if cuda is wanted and there is none.
     """
@@ -43,9 +42,14 @@ def claim_device(wanted: str, locks: Path, slots: int = 0) -> Iterator[str]:
 
 
 def _visible() -> str:
-    """A folder name for the set of GPUs this process may see, on this host."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all").replace(",", "-") or "all"
-    return f"{os.uname().nodename}-{''.join(c for c in visible if c.isalnum() or c == '-')}"
+    """A folder name for the set of GPUs this process may see, on this host.
+
+    A SLURM job has its GPUs to itself, and where devices are constrained each job sees its own as number 0: so the
+    job's number is part of the name.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all") or "all"
+    parts = [os.uname().nodename, os.environ.get("SLURM_JOB_ID", "local"), *visible.split(",")]
+    return "-".join("".join(c for c in part if c.isalnum()) for part in parts)
 
 
 @contextmanager
