@@ -1,7 +1,8 @@
 # Evaluation: perplexity on every text domain and zero-shot tasks, of the original and of every quantised model.
 #
 # Reads:  model, evaluation tokens, a run's blocks (stage pre_pv) or its tuned states (stages post_pv*)
-# Makes:  results/{subject}/metrics/{stage}-perplexity.json and {stage}-downstream.json
+# Makes:  results/{subject}/metrics/{stage}-perplexity.json and {stage}-downstream.json; and the gate that quantisation
+#         waits for where the configuration expects a perplexity of the unquantised model
 
 
 rule perplexity:
@@ -29,6 +30,29 @@ rule perplexity:
         "Perplexity of {wildcards.subject} ({wildcards.stage})"
     script:
         "../workflow/scripts/perplexity.py"
+
+
+rule gate:
+    input:
+        metrics="results/models/{model}/metrics/fp16-perplexity.json",
+    output:
+        gate="results/models/{model}/gate.json",
+    log:
+        "logs/gate/{model}.log",
+    benchmark:
+        "logs/gate/{model}.tsv"
+    conda:
+        "../envs/oaem.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        expected=lambda w: SETTINGS["models"][w.model]["expected_perplexity"],
+        tolerance=lambda w: SETTINGS["models"][w.model]["perplexity_tolerance"],
+    message:
+        "Is {wildcards.model} before quantisation what the paper says?"
+    script:
+        "../workflow/scripts/gate.py"
 
 
 rule downstream:

@@ -1,6 +1,6 @@
 # Quantisation: consecutive blocks of one run a job, one job after the other (method: sequential calibration).
 #
-# Reads:  model, calibration tokens, the previous range of the same run
+# Reads:  model, calibration tokens, the previous range of the same run, the gate where the model has one
 # Makes:  results/{run}/blocks/range-{start}-{stop}.json, and blocks/{index}.safetensors beside it one by one as they are
 #         done; they are not declared, so a killed job finds them again. Then results/{run}/quantized.json.
 
@@ -9,6 +9,7 @@ rule quantize_blocks:
     input:
         model=model_of,
         tokens=lambda w: planning.calibration_tokens(w.run),
+        gate=lambda w: planning.gate(CFG, w.run),
         previous=lambda w: layout.previous_range(CFG, w.run, int(w.start)),
     output:
         manifest="results/{run}/blocks/range-{start}-{stop}.json",

@@ -53,6 +53,12 @@ class ModelSource(Settings):
     gated: bool = Field(False, description="Needs an accepted licence and HF_TOKEN in the environment.")
     dtype: Dtype = Field("bfloat16", description="Storage and evaluation dtype.")
     paper_model: str | None = Field(None, description="The paper's name of this model, if it is one of the paper's.")
+    expected_perplexity: dict[Name, PositiveFloat] = Field(
+        {},
+        description="What the unquantised model must have on evaluation sets before anything is quantised: a protocol "
+        "that differs from the paper's shows here first. Empty asks nothing.",
+    )
+    perplexity_tolerance: PositiveFloat = Field(0.01, description="Relative deviation from it that is accepted.")
     blocks: PositiveInt | None = Field(
         None, description="Number of transformer blocks if known; lets the DAG be planned before the model is there."
     )
@@ -219,7 +225,6 @@ class Config(Settings):
     threads: PositiveInt = Field(
         1, description="CPU threads of a computing job; part of what makes its bits repeatable."
     )
-    gpu_slots: Count = Field(0, description="Local GPUs to share out among jobs; 0 counts them.")
     models: dict[Name, ModelSource] = Field(min_length=1, description="Models by the name their results carry.")
     geometries: dict[Name, GeometrySpec] = Field(min_length=1, description="Codebook geometries by the name of a rate.")
     corpora: dict[Name, Corpus] = Field(min_length=1, description="Sources of text by name.")
@@ -243,6 +248,9 @@ class Config(Settings):
         if self.pv is not None:
             sets |= {"pv.text": self.pv.text, "pv.validation_text": self.pv.validation_text}
             _known("pv.test", self.pv.test, domains, "evaluation.perplexity")
+        for name, model in self.models.items():
+            for dataset in model.expected_perplexity:
+                _known(f"models.{name}.expected_perplexity", dataset, domains, "evaluation.perplexity")
         for key, text in sets.items():
             _known(f"{key}.corpus", text.corpus, self.corpora, "corpora")
         if sum(_size(entry) for entry in self.grid) > MAX_GRID:

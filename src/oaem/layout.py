@@ -25,6 +25,11 @@ def model_manifest(model: str) -> str:
     return f"{RESULTS}/models/{model}/manifest.json"
 
 
+def gate(model: str) -> str:
+    """The file that says the unquantised model's perplexity is what the configuration expects."""
+    return f"{RESULTS}/models/{model}/gate.json"
+
+
 def tokens(model: str, token_set: str) -> str:
     """A token set of a model, by the names that `token_set_spec` knows."""
     return f"{RESULTS}/tokens/{model}/{token_set}.safetensors"

@@ -65,6 +65,12 @@ def figure_files() -> list[str]:
     return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in FIGURE_NAMES for ending in ("svg", "png")]
 
 
+def gate(config: Config, run: str) -> list[str]:
+    """What must hold before a run is quantised: nothing, or the check of the unquantised model's perplexity."""
+    model = Run.parse(run).model
+    return [layout.gate(model)] if config.models[model].expected_perplexity else []
+
+
 def ranges(config: Config, run: str) -> list[str]:
     """The manifests of all quantisation jobs of a run."""
     return [

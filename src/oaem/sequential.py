@@ -34,6 +34,7 @@ from oaem.models.load import block_count, embed_tokens, linear_shapes, load_bloc
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.hessian import HessianAccumulator
+from oaem.quantization.initialise import plugin_version
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
@@ -80,14 +81,16 @@ def prepare(
             )
     layer = {key: settings[key] for key in ("kmeans", "oaem", "codebooks")}
     inputs = {"model": read_json(manifest)["fingerprint"], "tokens": checksum(tokens)}
-    facts = {"run": run.path, "settings": dict(settings), "code": code, **inputs, "device": device.split(":")[0]}
+    dtype = compute_dtype(folder, device)
+    facts = {"run": run.path, "settings": dict(settings), "code": code, "init": plugin_version(run.init), **inputs}
+    facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
     return SequentialJob(
         run=run,
         model_folder=folder,
         family=family_of(load_config(folder)),
         layer=LayerSettings.model_validate(layer),
         tuning=BlockTuningSettings.model_validate(settings["block_tuning"]),
-        dtype=compute_dtype(folder, device),
+        dtype=dtype,
         device=device,
         fingerprint=fingerprint(facts),
     )

@@ -133,3 +133,16 @@ def test_a_setting_reruns_what_depends_on_it_and_nothing_else(workflow: Workflow
     assert "rule quantize_blocks" in output
     assert "rule tokens" not in output
     assert "rule model" not in output
+
+
+def test_a_model_that_is_not_the_expected_one_is_not_quantised(workflow: Workflow) -> None:
+    workflow.config["models"]["tiny"]["expected_perplexity"] = {"far": 7.28}
+    code, output = workflow.run("results/metrics.csv")
+    assert code != 0
+    assert "nothing is quantised" in output
+    assert "expected 7.28 within 1.0%" in output
+    assert not block_files(workflow)
+    workflow.config["models"]["tiny"]["perplexity_tolerance"] = 1e6
+    code, output = workflow.run("-n", "results/metrics.csv")
+    assert code == 0, output
+    assert "rule quantize_blocks" in output

@@ -17,7 +17,7 @@ POLL_SECONDS = 0.5
 
 
 @contextmanager
-def claim_device(wanted: str, locks: Path, slots: int = 0) -> Iterator[str]:
+def claim_device(wanted: str, locks: Path) -> Iterator[str]:
     """A torch device name, `cpu` or `cuda:N`, held for the body of the block.
 
     GPU numbers are handed out by file locks in `locks`. The kernel drops a lock with the process that held it, so a
@@ -35,10 +35,9 @@ def claim_device(wanted: str, locks: Path, slots: int = 0) -> Iterator[str]:
             "device: the configuration asks for cuda, but PyTorch sees no GPU. Set `device: auto` or `cpu`, or check "
             "the driver (nvidia-smi) and that the installed PyTorch is a CUDA build."
         )
-    count = slots or torch.cuda.device_count()
-    with _free_slot(locks / _visible(), count) as slot:
-        torch.cuda.set_device(slot % torch.cuda.device_count())
-        yield f"cuda:{slot % torch.cuda.device_count()}"
+    with _free_slot(locks / _visible(), torch.cuda.device_count()) as slot:
+        torch.cuda.set_device(slot)
+        yield f"cuda:{slot}"
 
 
 def _visible() -> str:
