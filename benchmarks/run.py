@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from oaem.geometry import Geometry
-from oaem.quantization.beam_search import beam_search, beam_search_reference, draw_order
+from oaem.quantization.beam_search import beam_search, beam_search_reference
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.codebook_steps import LayerLoss, adam_steps, layer_optimizer
 from oaem.quantization.initialise import initialise
 from oaem.quantization.linear import QuantizedLinear
+from oaem.quantization.search_order import draw_order
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, relative_error, row_scales_of
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect

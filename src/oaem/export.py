@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ from oaem.model_card import CardData, render
 from oaem.models.load import load_config, read_tensors
 from oaem.models.skeleton import build_skeleton
 from oaem.quantization.weight import AdditiveWeight
+from oaem.runtime.atomic import atomic_folder
 from oaem.runtime.devices import require_disk
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ def export(model_folder: Path | str, state: QuantizedState, folder: Path | str, 
     }
     config.pop("torch_dtype", None)
     require_disk(folder.parent, sum(tensor.nbytes for tensor in tensors.values()), "the export")
-    with _atomic_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         for name in COMPANIONS:
@@ -167,24 +165,3 @@ def _refuse_foreign(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UserError(f"{folder}: holds something else than an export; move it away or name another folder.")
-
-
-@contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling of `folder` that takes its name, and the place of an earlier one, if the body succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-    replaced = temporary.with_suffix(".old")
-    try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            file.chmod(0o644)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

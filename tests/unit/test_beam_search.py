@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from oaem.quantization import beam_search_numba as compiled
-from oaem.quantization.beam_search import SearchOrder, beam_search, beam_search_reference, draw_order
+from oaem.quantization.beam_search import beam_search, beam_search_reference
+from oaem.quantization.search_order import SearchOrder, draw_order
 from oaem.quantization.weight import dequantize
 
 Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

@@ -4,7 +4,7 @@ import pytest
 
 from oaem.config import load
 from oaem.errors import UserError
-from oaem.gate import check
+from oaem.evaluation.gate import check
 from oaem.planning import gate
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oaem.quantization.beam_search import SearchOrder, draw_order
+from oaem.quantization.search_order import SearchOrder, draw_order
 from oaem.quantization.weight import row_scales_of
 
 Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

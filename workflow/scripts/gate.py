@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from oaem.gate import check
+from oaem.evaluation.gate import check
 from oaem.runtime.atomic import read_json, write_json
 from oaem.runtime.jobs import run_job
 

@@ -6,9 +6,7 @@ import fnmatch
 import math
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from oaem.models.hub import call_hub
 from oaem.models.load import load_config, load_tokenizer
 from oaem.models.skeleton import build_skeleton
 from oaem.models.tensors import INDEX, SINGLE, stored_shapes, tensor_files
+from oaem.runtime.atomic import atomic_folder
 from oaem.runtime.devices import require_disk
 
 # Weights as safetensors, configuration and tokenizer: nothing that is code or a pickle.
@@ -41,7 +40,8 @@ def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
         "hub": _fetch_hub,
         "folder": _copy_folder,
     }
-    with _atomic_folder(Path(folder)) as temporary:
+    _refuse_foreign(Path(folder))
+    with atomic_folder(folder) as temporary:
         origin = fetch[source.source](source, temporary)
         try:
             facts = check_folder(temporary)
@@ -133,23 +133,8 @@ def _wanted(name: str) -> bool:
     return any(fnmatch.fnmatch(name, p) for p in PATTERNS) and not any(fnmatch.fnmatch(name, p) for p in IGNORED)
 
 
-@contextmanager
-def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name and place of `folder` when the body ends without an error."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+def _refuse_foreign(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: holds something that is not a model; move it away or choose another results folder."
         )
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        for file in temporary.glob("*.safetensors"):
-            if file.stat().st_nlink == 1:
-                file.chmod(0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaem.quantization.beam_search import SearchOrder
 from oaem.quantization.chunks import for_each_chunk
+from oaem.quantization.search_order import SearchOrder
 from oaem.quantization.weight import dequantize
 
 LAZY_COLUMNS = 96  # Columns of a lazy block: enough for BLAS, few enough for the first-level cache.

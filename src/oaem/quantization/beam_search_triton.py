@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from oaem.quantization.beam_search import SearchOrder
 from oaem.quantization.beam_search_kernels_triton import advance, search_block, trace_back
+from oaem.quantization.search_order import SearchOrder
 from oaem.quantization.weight import dequantize
 
 BLOCK_COLUMNS = 128  # of a lazy block at most: longer blocks search more slowly, shorter ones multiply the products.
