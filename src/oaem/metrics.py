@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,10 @@ class Metric:
     stderr: float | None = None
     n: int | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    def on(self, dataset: str, role: str, label: str, **found: Any) -> Metric:
+        """The same measurement on another dataset, with what was `found` there."""
+        return replace(self, dataset=dataset, role=role, label=label, **found)
 
     def row(self) -> dict[str, Any]:
         """The measurement as one row of metrics.csv."""

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from oaem.corpora.tokens import write_tokens
 from oaem.errors import UserError
 from oaem.evaluation import perplexity as room
+from oaem.evaluation.domains import measure_domains
 from oaem.evaluation.perplexity import perplexity
+from oaem.metrics import Metric
 from oaem.models.load import load_model
 from oaem.runtime.progress import Progress
 from oaem.runtime.seeds import generator
@@ -85,3 +88,20 @@ def test_tokens_of_another_model_are_refused(tiny_llama: Path) -> None:
         perplexity(model, torch.tensor([[1, 320]]), 1, "cpu")
     with pytest.raises(UserError, match=r"found \[1, 1\]"):
         perplexity(model, torch.tensor([[1]]), 1, "cpu")
+
+
+def test_each_domain_gets_the_numbers_of_its_own_text(tiny_llama: Path, tmp_path: Path) -> None:
+    model = load_model(tiny_llama, torch.float32, "cpu")
+    texts = {"zebra": torch.tensor([[5, 6, 7, 8]]), "apple": torch.tensor([[9, 9, 9, 9]])}
+    files = [tmp_path / f"eval-{name}.safetensors" for name in ("zebra", "apple")]
+    for (name, tokens), path in zip(texts.items(), files, strict=True):
+        write_tokens(path, tokens.int(), {"text": name})
+    domains = {name: {"role": "near", "label": name.title()} for name in ("apple", "zebra")}
+    blank = Metric("tiny", "fp16", "", "perplexity", float("nan"))
+    for order in (files, files[::-1]):
+        found = {row.dataset: row for row in measure_domains(model, blank, domains, order, 1, "cpu")}
+        for name, tokens in texts.items():
+            assert found[name].value == perplexity(model, tokens, 1, "cpu").value
+            assert (found[name].protocol["text"], found[name].label) == (name, name.title())
+    with pytest.raises(UserError, match="apple"):
+        measure_domains(model, blank, domains, files[:1], 1, "cpu")

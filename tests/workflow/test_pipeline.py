@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -28,6 +29,9 @@ def test_the_tiny_grid_runs_and_then_has_nothing_to_do(workflow: Workflow) -> No
     assert set(perplexities.dataset) == {"near", "far"}
     assert len(perplexities) == 2 * 3
     assert (perplexities.value > 1).all()
+    # The order of domains in the configuration is not alphabetical: each number must belong to its own text.
+    read = {(row.dataset, *json.loads(row.protocol)["corpus"]["files"]) for row in perplexities.itertuples()}
+    assert read == {("near", "train.jsonl"), ("far", "test.jsonl")}
     table = pd.read_csv(workflow.folder / "results/tables/table1.csv")
     assert len(table) >= 3
     assert (workflow.folder / "results/tables/rho.csv").exists()

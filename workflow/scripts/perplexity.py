@@ -5,48 +5,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oaem.corpora.tokens import read_tokens
-from oaem.evaluation.perplexity import perplexity
+from oaem.evaluation.domains import measure_domains
 from oaem.grid import Run
 from oaem.metrics import Metric, write_metrics
 from oaem.runtime import provenance
 from oaem.runtime.jobs import job_device, run_job
-from oaem.runtime.progress import Progress
 from oaem.stages import assemble, measured_with
 
 
-def measure(snakemake: Any, stage: str, names: list[str], settings: dict[str, Any], device: str) -> list[Metric]:
-    """One row a domain and name: `names` are the stages at which the model is this same one."""
-    subject = snakemake.wildcards.subject
-    model = assemble(subject, stage, Path(snakemake.input.model), device)
-    sets = [read_tokens(Path(path)) for path in snakemake.input.tokens]
-    progress = Progress(f"{subject} {stage} perplexity", sum(len(tokens) for tokens, _ in sets))
-    metrics = []
-    for (dataset, domain), (tokens, protocol) in zip(settings["domains"].items(), sets, strict=True):
-        result = perplexity(model, tokens, settings["batch_size"], device, progress)
-        facts = {**protocol, "dtype": str(model.dtype), "device": provenance.device_name(device)}
-        measured = Metric(
-            model=subject.split("/")[1],
-            run=Run.parse(subject) if subject.startswith("runs/") else None,
-            stage=stage,
-            dataset=dataset,
-            metric="perplexity",
-            value=result.value,
-            stderr=result.stderr,
-            n=result.windows,
-            role=domain["role"],
-            label=domain["label"],
-            protocol=facts,
-        )
-        metrics += [replace(measured, stage=name) for name in names]
-    return metrics
-
-
 def work(snakemake: Any) -> None:
-    settings, stage = json.loads(snakemake.params.settings), snakemake.wildcards.stage
+    settings, subject = json.loads(snakemake.params.settings), snakemake.wildcards.subject
+    run = Run.parse(subject) if subject.startswith("runs/") else None
+    tokens = [Path(path) for path in snakemake.input.tokens]
+    metrics = []
     with job_device(settings["device"], snakemake.threads) as device:
-        same = measured_with(snakemake.wildcards.subject, stage)
-        metrics = [row for one, names in same.items() for row in measure(snakemake, one, names, settings, device)]
+        for stage, names in measured_with(subject, snakemake.wildcards.stage).items():
+            model = assemble(subject, stage, Path(snakemake.input.model), device)
+            blank = Metric(subject.split("/")[1], stage, "", "perplexity", float("nan"), run)
+            found = measure_domains(model, blank, settings["domains"], tokens, settings["batch_size"], device)
+            metrics += [replace(row, stage=name) for row in found for name in names]
         made_by = provenance.collect(device)
     write_metrics(snakemake.output.metrics, metrics, made_by)
 

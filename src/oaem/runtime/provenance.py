@@ -32,7 +32,7 @@ ROOMS = {
     "pv": ("pv", "evaluation/perplexity.py", "quantization/linear.py", *RUN_ROOMS, "runtime/seeds.py"),
     "tokens": ("corpora", "runtime/seeds.py"),
     "model": ("models/source.py", "models/embedded.py"),
-    "perplexity": ("evaluation/perplexity.py", *RUN_ROOMS),
+    "perplexity": ("evaluation/perplexity.py", "evaluation/domains.py", "stages.py", *RUN_ROOMS),
     "downstream": (
         "evaluation/downstream.py",
         "evaluation/downstream_embedded.py",
