@@ -25,11 +25,12 @@ include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/tables.smk"
 include: "rules/report.smk"
+include: "rules/plan.smk"
 
 
 # What a dry run can do without, but a job cannot: packages, tokens for gated models.
 onstart:
-    preflight(CFG)
+    preflight(CFG, {job.rule.name for job in workflow.dag.needrun_jobs()})
 
 
 # Seconds of work on small files: not worth a job of their own on a cluster.
@@ -41,6 +42,7 @@ localrules:
     figure,
     report,
     summary,
+    plan,
 
 
 rule all:

@@ -16,11 +16,15 @@ from oaem.paper import captions
 
 planning.share_library(BASE / "src")
 
+# For the cost plan alone: which GPU to reckon with.
+GPU = config.pop("gpu", None)
+
 try:
     CFG = checks.checked(config)
 except UserError as error:
     raise WorkflowError(str(error))
 
+GPU = GPU or ("h100" if CFG.device == "cuda" else "cpu")
 SETTINGS = CFG.model_dump(mode="json")
 TABLES = planning.table_files()
 FIGURES = planning.figure_files()
@@ -36,7 +40,9 @@ wildcard_constraints:
     stop=r"\d+",
 
 
-def preflight(checked):
+def preflight(checked, rules):
+    if not rules & {"model", "tokens", "downstream"}:
+        return
     try:
         checks.preflight(checked)
     except UserError as error:
