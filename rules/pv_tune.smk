@@ -19,6 +19,7 @@ rule pv_tune:
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
+    priority: 10
     resources:
         gpu=planning.gpus(CFG),
         mem_mb=planning.resource(CFG, "pv_tune", "mem_mb"),

@@ -20,6 +20,8 @@ rule quantize_blocks:
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
+    # The longest chains of a run begin here: first, so that nothing long is left for the end.
+    priority: 20
     resources:
         gpu=planning.gpus(CFG),
         mem_mb=planning.resource(CFG, "quantize_blocks", "mem_mb"),
