@@ -16,10 +16,10 @@ rule pv_tune:
         "logs/{run}/pv_tune.log",
     benchmark:
         "logs/{run}/pv_tune.tsv"
+    priority: 10
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
-    priority: 10
     resources:
         gpu=planning.gpus(CFG),
         mem_mb=planning.resource(CFG, "pv_tune", "mem_mb"),

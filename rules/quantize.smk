@@ -17,11 +17,11 @@ rule quantize_blocks:
         "logs/{run}/blocks-{start}-{stop}.log",
     benchmark:
         "logs/{run}/blocks-{start}-{stop}.tsv"
+    # The longest chains of a run begin here: first, so that nothing long is left for the end.
+    priority: 20
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
-    # The longest chains of a run begin here: first, so that nothing long is left for the end.
-    priority: 20
     resources:
         gpu=planning.gpus(CFG),
         mem_mb=planning.resource(CFG, "quantize_blocks", "mem_mb"),
