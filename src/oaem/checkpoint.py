@@ -129,22 +129,22 @@ def check_blocks(folder: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """UserError unless every block is there, in order, undamaged, and all were made under one fingerprint."""
     fingerprints = {report["fingerprint"] for report in reports}
     if len(fingerprints) != 1 or [report["block"] for report in reports] != list(range(len(reports))):
-        raise UserError(
-            f"{folder}: the blocks do not belong together; delete the folder and run the same command again."
-        )
+        raise UserError(f"{folder}: the blocks do not belong together; {_how_to_mend(folder)}")
     for report in reports:
         if block_report(folder, report["block"], report["fingerprint"]) is None:
-            raise UserError(
-                f"{block_path(folder, report['block'])}: missing or damaged; delete {folder}/range-*.json and run the "
-                "same command again: only the damaged block is computed anew."
-            )
+            raise UserError(f"{block_path(folder, report['block'])}: missing or damaged; {_how_to_mend(folder)}")
 
 
-def load_block_state(folder: Path, index: int, verify: bool = True) -> QuantizedState:
-    """Block `index` of a run with names relative to the block; UserError if it is damaged."""
+def _how_to_mend(folder: Path) -> str:
+    made = f"{folder}/range-*.json {folder.parent}/quantized.json"
+    return f"delete {made} and run the same command again: whole blocks are kept, only damaged ones computed anew."
+
+
+def load_block_state(folder: Path, index: int) -> QuantizedState:
+    """Block `index` of a run with names relative to the block; UserError if it is missing or damaged."""
     path = block_path(folder, index)
-    if verify and checksum(path) != read_json(path.with_suffix(".json"))["sha256"]:
-        raise UserError(f"{path}: the checksum does not agree; delete the file and run the same command again.")
+    if not path.exists() or checksum(path) != read_json(path.with_suffix(".json"))["sha256"]:
+        raise UserError(f"{path}: missing or damaged (its checksum does not agree); {_how_to_mend(folder)}")
     return load_state(path)[0]
 
 

@@ -27,6 +27,13 @@ def load(name: str) -> Config:
     return configuration.load(ROOT / "config" / name)
 
 
+def quantisation_only() -> Config:
+    """The embedded grid without PV-tuning and tasks."""
+    changed = values("config.yaml")
+    del changed["pv"], changed["evaluation"]["downstream"]
+    return configuration.parse(changed)
+
+
 def values(name: str) -> dict[str, Any]:
     """The same as plain values, to be changed and parsed."""
     return load(name).model_dump(mode="json", exclude_none=True)

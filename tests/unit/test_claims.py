@@ -11,7 +11,7 @@ from oaem.metrics import COLUMNS
 from oaem.paper import claims
 from oaem.paper.claims import TableCells
 from oaem.paper.expressions import FUNCTIONS, Undecided, dominates, evaluate
-from tests.unit.paper_metrics import PAPER, invented, load, values
+from tests.unit.paper_metrics import PAPER, invented, load, quantisation_only, values
 
 ROWS = [
     ({"init": "Greedy", "beam": 4, "epochs": 100}, {"ppl": 30.0, "time": 1.0}),
@@ -133,7 +133,7 @@ def test_without_metrics_nothing_is_decided() -> None:
 
 
 def test_statements_that_translate_are_decided_on_another_grid() -> None:
-    config = load("config.yaml")
+    config = quantisation_only()
     metrics = invented(config)
     built = claims.build(metrics, config, PAPER).set_index("id")
     decided = set(built.index[built["ours"] != "undecided"])

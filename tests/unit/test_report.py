@@ -93,10 +93,10 @@ def test_names_cannot_break_the_page() -> None:
 def test_the_summary_names_points_texts_and_places() -> None:
     config = load("config.yaml")
     text = summary(invented(config), config)
-    assert text.count("b=4, e=2") == 2
+    assert text.count("b=4, e=2") == 4, "at two rates, before and after PV-tuning"
     for word in ("WikiHow (in-domain)", "LAMBADA (near)", "Wikipedia (far)", "results/tables", "results/report.html"):
         assert word in text
-    assert "in 9 of 9 comparisons" in text
+    assert "in 18 of 18 comparisons" in text
     assert "oaem_exact" not in text
     assert "No pair" in summary(EMPTY, config)
 

@@ -15,7 +15,7 @@ from oaem.paper import captions, markdown, reported
 from oaem.paper.needs import all_needs, needs
 from oaem.paper.tables import EXTRA, TABLES, Measurements, build, fill
 from oaem.planning import FIGURE_NAMES, TABLE_NAMES
-from tests.unit.paper_metrics import PAPER, invented, load, values
+from tests.unit.paper_metrics import PAPER, invented, load, quantisation_only, values
 
 EMPTY = pd.DataFrame(columns=COLUMNS)
 ALL = (*TABLES, *EXTRA)
@@ -92,7 +92,7 @@ def test_embedded_grid_uses_its_own_domains_and_points() -> None:
 
 
 def test_missing_says_not_in_this_grid_or_not_run() -> None:
-    config = load("config.yaml")
+    config = quantisation_only()
     thirteenth = build("table13", EMPTY, config, PAPER)
     assert thirteenth["missing"].str.contains("arc_c: not in this grid (no second model)", regex=False).all()
     assert "arc_c: not in this grid (no downstream tasks)" in build("table7", EMPTY, config, PAPER).loc[0, "missing"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,6 +47,12 @@ class Workflow:
         """Every block artefact of every run, by its path."""
         found = sorted((self.folder / "results").glob("runs/**/blocks/*.safetensors"))
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+
+def jobs_of(output: str, rule: str) -> int:
+    """How many jobs of `rule` the job table of a dry run lists."""
+    found = re.search(rf"^{rule}\s+(\d+)\s*$", output, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def sentences(count: int, seed: int) -> list[str]:

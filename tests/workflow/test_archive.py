@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def rebuild(folder: Path, *arguments: str) -> tuple[int, str]:
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += ["--cores", "1", "--configfile", str(ROOT / "config/paper.yaml"), *arguments]
+    command += [*arguments, "--cores", "1", "--configfile", str(ROOT / "config/paper.yaml")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout + done.stderr
 
@@ -42,7 +42,7 @@ def test_everything_is_rebuilt_from_an_archive(tmp_path: Path, monkeypatch: pyte
 
 def test_an_archive_that_is_no_metrics_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
-    code, output = rebuild(tmp_path, "--config", f"from_archive={tmp_path}", "results/tables/table1.csv")
+    code, output = rebuild(tmp_path, "results/tables/table1.csv", "--config", f"from_archive={tmp_path}")
     assert code != 0
     assert "not a metrics table" in output
     assert "Traceback" not in output
