@@ -133,7 +133,7 @@ def _disk(config: Config) -> float:
         total += 2 * _weights(config, model)
     for run in config.runs():
         hidden = _shape(config, run.model)[0]
-        states = 1 if config.pv is None or not config.pv.enabled else 4
+        states = 4 if layout.tunes(config) else 1
         total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
         total += 2 * hidden * text.window * (text.windows or 1) * 2
     return total
