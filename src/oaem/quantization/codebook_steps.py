@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oaem.quantization.clusters import ClusterSums, fits_kernels
+from oaem.quantization.product import matrix_product
 from oaem.quantization.weight import sum_of_entries
 from oaem.settings import CodebookSettings
 
@@ -31,18 +32,17 @@ class LayerLoss:
         self.fast = fits_kernels(weight, codebook_size)
         if self.fast:
             from oaem.quantization.layer_loss_triton import split_hessian
+            from oaem.quantization.sorted_sums_triton import SortedCodes
 
             self.codes, self.stacked_hessian = codes.contiguous(), split_hessian(hessian)
+            self.order = SortedCodes(self.codes, codebook_size)
             return
         self.clusters = [ClusterSums(codes[..., m].flatten(), codebook_size) for m in range(codes.shape[-1])]
 
     def gather(self, gradient: Tensor) -> Tensor:
         """The gradient of the codebooks [M, K, g] from that of the unscaled matrix [out, in]."""
         if self.fast:
-            from oaem.quantization.clusters_triton import sums_by_code_triton
-
-            ones = torch.ones(len(gradient), device=gradient.device)
-            return sums_by_code_triton(gradient, ones, self.codes, self.codebook_size)
+            return self.order.sums(gradient, torch.ones(len(gradient), device=gradient.device))
         vectors = gradient.reshape(self.codes.shape[0] * self.codes.shape[1], -1)
         return torch.stack([sums(vectors) for sums in self.clusters])
 
@@ -52,11 +52,11 @@ class LayerLoss:
             from oaem.quantization.layer_loss_triton import loss_and_gradients_triton
 
             return loss_and_gradients_triton(
-                self.weight, self.stacked_hessian, self.codes, codebooks.contiguous(), row_scales
+                self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
             )
         entries = sum_of_entries(self.codes, codebooks)
         difference = entries * row_scales[:, None] - self.weight
-        product = difference @ self.hessian
+        product = matrix_product(difference, self.hessian)
         loss = torch.sum(product * difference, dtype=torch.float64) / len(self.weight)
         gradient = product.mul_(2 / len(self.weight))
         return loss, self.gather(gradient * row_scales[:, None]), (gradient * entries).sum(1)
@@ -96,7 +96,8 @@ def cg_steps(
     """
     scale_of = 2 / len(problem.weight)
     entries = sum_of_entries(problem.codes, codebooks)
-    entries_product, weight_product = entries @ problem.hessian, problem.weight @ problem.hessian
+    entries_product = matrix_product(entries, problem.hessian)
+    weight_product = matrix_product(problem.weight, problem.hessian)
     difference = entries * row_scales[:, None] - problem.weight
     product = entries_product * row_scales[:, None] - weight_product
     if not accept(float(torch.sum(product * difference, dtype=torch.float64)) / len(problem.weight)):
@@ -111,7 +112,7 @@ def cg_steps(
             direction = _apply(inverse, missing)
             decrease = torch.sum(missing * direction, dtype=torch.float64)
         step = sum_of_entries(problem.codes, direction)
-        step_product = step @ problem.hessian
+        step_product = matrix_product(step, problem.hessian)
         curvature = scale_of * torch.sum(step * step_product * squares, dtype=torch.float64)
         if not (curvature > 0 and decrease > 0):  # Nothing left to gain, or rounding has the upper hand.
             break

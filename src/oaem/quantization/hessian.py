@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from oaem.errors import UserError
+from oaem.quantization.product import matrix_product
 
 TOKENS_AT_ONCE = 4096
 
@@ -22,7 +23,7 @@ class HessianAccumulator:
         """Add inputs [..., in] of any floating-point dtype; UserError if they hold NaN or infinity."""
         for part in inputs.detach().flatten(0, -2).split(TOKENS_AT_ONCE):
             values = part.to(device=self.total.device, dtype=torch.float32)
-            product = values.T @ values
+            product = matrix_product(values.T, values)
             # Every bad input shows on the diagonal, which is cheaper to look at than the inputs.
             if not bool(torch.isfinite(product.diagonal()).all()):
                 raise UserError(
