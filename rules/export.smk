@@ -1,5 +1,5 @@
 # Export: a folder that transformers loads with the aqlm library, with a model card. Made on demand, not by `all`:
-#   snakemake --cores 1 results/runs/smollm2-135m/2bpp-2x6g6/oaem/b4-e2/s42/export/pre_pv.json
+#   snakemake --cores 1 results/runs/smollm2-135m/2bpp-2x6g6/oaem/b2-e2/s42/export/pre_pv.json
 #
 # Reads:  model, a run's blocks or tuned state, the measurements for its card
 # Makes:  results/{run}/export/{stage}.json, the folder results/{run}/export/{stage} beside it

@@ -64,7 +64,7 @@ def test_no_update_follows_the_last_search() -> None:
 
 
 def test_recovers_a_representable_weight_exactly() -> None:
-    """One scalar a group and fewer values than entries: k-means alone is exact, and the rest stays within one Adam step.
+    """One scalar a group and fewer values than entries: k-means alone is exact, and Adam adds one step at most.
 
     Adam turns a gradient of pure rounding noise into steps of its rate, 1e-4; the error is quadratic in them.
     """

@@ -72,21 +72,12 @@ def adam_m_step(curvature: Tensor, pull: Tensor, centroids: Tensor, vectors: int
 
     The gradient is (2 / N) (A_k c_k - b_k), so a step costs K g^2 flops and never looks at the data.
     """
+    rates = [_rate(step, settings) for step in range(settings.steps)]
     if centroids.is_cuda:
-        from oaem.quantization.m_step_triton import adam_m_step_triton
-
-        rates = [_rate(step, settings) for step in range(settings.steps)]
-        return adam_m_step_triton(curvature, pull, centroids, 2 / vectors, rates, (BETA1, BETA2), EPSILON)
-    values = centroids.double()
-    first, second = torch.zeros_like(values), torch.zeros_like(values)
-    for step in range(settings.steps):
-        gradient = (2 / vectors) * (torch.einsum("kij,kj->ki", curvature, values) - pull)
-        first = BETA1 * first + (1 - BETA1) * gradient
-        second = BETA2 * second + (1 - BETA2) * gradient.square()
-        lr = _rate(step, settings)
-        unbiased = (second / (1 - BETA2 ** (step + 1))).sqrt() + EPSILON
-        values = values - lr / (1 - BETA1 ** (step + 1)) * first / unbiased
-    return values.to(centroids.dtype)
+        from oaem.quantization.m_step_triton import adam_m_step_triton as take_steps
+    else:
+        from oaem.quantization.m_step_numba import adam_m_step_numba as take_steps
+    return take_steps(curvature, pull, centroids, 2 / vectors, rates, (BETA1, BETA2), EPSILON)
 
 
 def _rate(step: int, settings: OaemSettings) -> float:

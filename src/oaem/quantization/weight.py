@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from oaem.quantization.clusters import ClusterSums, fits_kernels
+from oaem.quantization.product import matrix_product
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -88,7 +89,7 @@ def normalised_groups(weight: Tensor, row_scales: Tensor, group_size: int) -> Te
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
     """tr(D H D^T) for D [out, in] and H [in, in], the layer's squared output error; the trace is summed in float64."""
-    return float(torch.sum(difference @ hessian * difference, dtype=torch.float64))
+    return float(torch.sum(matrix_product(difference, hessian) * difference, dtype=torch.float64))
 
 
 def relative_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
