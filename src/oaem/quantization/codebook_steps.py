@@ -7,11 +7,13 @@ the loss and both gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from oaem.quantization.clusters import ClusterSums, fits_kernels
+from oaem.quantization.layer_loss_numba import loss_and_gradients_numba
 from oaem.quantization.product import matrix_product
 from oaem.quantization.weight import sum_of_entries
 from oaem.settings import CodebookSettings
@@ -36,8 +38,11 @@ class LayerLoss:
 
             self.codes, self.stacked_hessian = codes.contiguous(), split_hessian(hessian)
             self.order = SortedCodes(self.codes, codebook_size)
-            return
-        self.clusters = [ClusterSums(codes[..., m].flatten(), codebook_size) for m in range(codes.shape[-1])]
+
+    @cached_property
+    def clusters(self) -> list[ClusterSums]:
+        """Sums by code for each codebook."""
+        return [ClusterSums(self.codes[..., m].flatten(), self.codebook_size) for m in range(self.codes.shape[-1])]
 
     def gather(self, gradient: Tensor) -> Tensor:
         """The gradient of the codebooks [M, K, g] from that of the unscaled matrix [out, in]."""
@@ -54,6 +59,8 @@ class LayerLoss:
             return loss_and_gradients_triton(
                 self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
             )
+        if not self.weight.is_cuda and self.weight.dtype == torch.float32:
+            return loss_and_gradients_numba(self.weight, self.hessian, self.codes, codebooks, row_scales)
         entries = sum_of_entries(self.codes, codebooks)
         difference = entries * row_scales[:, None] - self.weight
         product = matrix_product(difference, self.hessian)
