@@ -17,7 +17,7 @@ from oaem.config import Config
 from oaem.errors import UserError
 from oaem.grid import Run
 from oaem.paper.needs import needs
-from oaem.runtime.provenance import source_fingerprint
+from oaem.runtime.provenance import plugin_version, source_fingerprint
 
 TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
 FIGURE_NAMES = ["frontier", "gap", "beam", "domains", "severity_rho"]
@@ -30,7 +30,7 @@ RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
     "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
-    "pv_tune": {"mem_mb": (6000, 96000), "runtime": (120, 1200)},
+    "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
 
 
@@ -43,6 +43,11 @@ def share_library(source: Path) -> None:
 def code(stage: str) -> str:
     """A fingerprint of the code that the numbers of `stage` depend on."""
     return source_fingerprint(stage)
+
+
+def plugin(run: str) -> str | None:
+    """The package and version that a run's initialisation comes from; None for a built-in one."""
+    return plugin_version("oaem.initialisations", Run.parse(run).init)
 
 
 def gpus(config: Config) -> int:
@@ -97,6 +102,12 @@ def pv_tokens(config: Config, run: str) -> list[str]:
     point = Run.parse(run)
     sets = (f"pv-s{point.seed}", "pv-validation", f"eval-{config.pv.test}")
     return [layout.tokens(point.model, name) for name in sets]
+
+
+def model_parameters(config: Config, model: str) -> str:
+    """What a model's files depend on, as JSON: not what tables call it, nor what is expected of it."""
+    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance"}
+    return _json({**config.models[model].model_dump(mode="json", exclude=shown), "label": model})
 
 
 def token_parameters(config: Config, token_set: str) -> str:

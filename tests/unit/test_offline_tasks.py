@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 import json
 import sys
@@ -122,10 +121,7 @@ def test_prompts_and_targets_as_stock_fields_render_them(tasks: dict[str, Any]) 
 
 def test_draw_is_random_seeded_and_the_same_for_every_model(tasks: dict[str, Any]) -> None:
     def drawn(name: str, limit: int | None, seed: int) -> list[Any]:
-        task = copy.copy(tasks[name])
-        task.dataset = dict(task.dataset)
-        assert downstream._draw(task, name, limit, seed) == len(tasks[name].dataset[downstream._evaluated_split(task)])
-        return list(task.dataset[downstream._evaluated_split(task)])
+        return list(downstream.draw(tasks[name].dataset[downstream._evaluated_split(tasks[name])], name, limit, seed))
 
     first, again, other = drawn("hellaswag", 60, 0), drawn("hellaswag", 60, 0), drawn("hellaswag", 60, 1)
     assert first == again and first != other and len(first) == 60
@@ -133,6 +129,21 @@ def test_draw_is_random_seeded_and_the_same_for_every_model(tasks: dict[str, Any
     assert min(Counter(kinds).values()) >= 10, "HellaSwag is sorted: the first 60 are all ActivityNet"
     assert kinds == sorted(kinds), "the items keep their order"
     assert len(drawn("piqa", 5000, 0)) == len(drawn("piqa", None, 0)) == OFFICIAL_SIZES["piqa"]
+
+
+def test_items_drawn_while_loading_are_those_drawn_from_all(tasks: dict[str, Any]) -> None:
+    """lm-eval prepares only what is drawn, and that is prepared alike."""
+
+    def keep(task: str, rows: Any) -> Any:
+        return downstream.draw(rows, task, 7, 5)
+
+    for name, task in downstream._load(list(PAPER_METRICS), "embedded", keep)["tasks"].items():
+        whole = tasks[name].dataset[downstream._evaluated_split(tasks[name])]
+        assert list(task.dataset[downstream._evaluated_split(task)]) == list(keep(name, whole))
+        indices = [list(whole["id"]).index(row["id"]) for row in keep(name, whole)] if name.startswith("arc") else []
+        assert [task.doc_to_text(doc) for doc in task.eval_docs][: len(indices)] == [
+            tasks[name].doc_to_text(tasks[name].eval_docs[index]) for index in indices
+        ]
 
 
 def test_hellaswag_holds_nothing_that_calibration_or_tuning_may_read(tasks: dict[str, Any]) -> None:

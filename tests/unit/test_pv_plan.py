@@ -9,7 +9,7 @@ from oaem.errors import UserError
 from oaem.geometry import Geometry
 from oaem.pv import automatic
 from oaem.pv.optimizer import PVOptimizer
-from oaem.pv.plan import ModelShape, Placement, Plan, block_activations, memory_plan, plan_for
+from oaem.pv.plan import ModelShape, Placement, Plan, block_activations, memory_plan, plan_for, sequences_at_once
 from oaem.pv.student import Student
 from oaem.pv.teacher import Teacher
 from tests.unit.pv_toy import make_model, make_settings, make_state, make_tokens
@@ -74,6 +74,14 @@ def test_choices_move_and_change_items() -> None:
     assert _items(Placement(), gradient_checkpointing=False)[transient][0] == 33 * block + logits + head
 
 
+def test_short_sequences_share_a_forward_pass_and_its_memory() -> None:
+    settings = make_settings(batch_size=32)
+    assert [sequences_at_once(settings, window) for window in (4096, 1024, 600, 256, 10)] == [1, 1, 1, 4, 32]
+    name = "activations and logits, or a step's workspace"
+    plans = [plan_for(LLAMA_8B, GEOMETRY, settings, 9, window, 2, Placement()) for window in (256, 1024)]
+    assert len({item.bytes for plan in plans for item in plan.items if item.name == name}) == 1
+
+
 def test_llama_8b_fits_one_80_gb_gpu_by_offloading() -> None:
     plan = _plan(device=74, host=110)
     assert plan.placement == Placement("memory", True, False)
@@ -135,7 +143,7 @@ def test_activations_of_a_block_are_what_autograd_keeps(model: Path) -> None:
     block, calls = student.model.model.layers[1], []
     hook = block.register_forward_pre_hook(lambda _, inputs, named: calls.append((inputs, named)), with_kwargs=True)
     window = 60
-    student.hidden(make_tokens(3).flatten()[:window])
+    student.hidden(make_tokens(3).flatten()[None, :window])
     hook.remove()
     (inputs, named), *_ = calls
     parameters |= {table.data_ptr() for table in named["position_embeddings"]}  # shared by all blocks

@@ -42,7 +42,7 @@ def test_everything_is_trainable_and_the_head_is_untied(model: Path) -> None:
     assert student.head is student.parameters["lm_head.weight"]
     assert student.head.data_ptr() != embeddings.data_ptr() and torch.equal(student.head, embeddings)
     assert {parameter.dtype for parameter in student.model.parameters()} == {torch.float32}
-    student.hidden(make_tokens(1)[0]).sum().backward()
+    student.hidden(make_tokens(1)).sum().backward()
     for name, parameter in student.parameters.items():
         assert name == "lm_head.weight" or bool(parameter.grad.any()), name
     for name, linear in student.linears.items():
@@ -52,7 +52,7 @@ def test_everything_is_trainable_and_the_head_is_untied(model: Path) -> None:
 def test_biases_are_trained_too(tmp_path: Path) -> None:
     folder = make_model(tmp_path, attention_bias=True)
     student = _student(folder)
-    student.hidden(make_tokens(1)[0]).square().sum().backward()
+    student.hidden(make_tokens(1)).square().sum().backward()
     bias = student.parameters["model.layers.1.self_attn.v_proj.bias"]
     assert bool(bias.grad.any())
     assert "model.layers.1.self_attn.v_proj.bias" in student.state().tensors
@@ -69,7 +69,7 @@ def test_gradients_of_a_batch_equal_those_of_the_whole_graph(model: Path, checkp
     recomputed: list[object] = []
     student.model.model.layers[0].self_attn.register_forward_hook(lambda *call: recomputed.append(call[0]))
     for index in range(3):
-        hidden = student.hidden(tokens[index])
+        hidden = student.hidden(tokens[index : index + 1])
         (kl_divergence(hidden, student.head, teacher.hidden(index), teacher.head, 10) / 3).backward()
     assert len(recomputed) == (6 if checkpointing else 3)
 
@@ -172,7 +172,7 @@ def test_offloaded_state_gives_the_same_bits(model: Path, code_beta1: float) -> 
         optimizer = PVOptimizer(student, settings, 3, offload_buffers=offload, offload_moments=offload)
         for step in range(1, 4):
             student.clear_gradients()
-            hidden = student.hidden(make_tokens(1, step)[0])
+            hidden = student.hidden(make_tokens(1, step))
             (hidden @ student.head.T).square().mean().backward()
             assert optimizer.step(step) > 0
         state = student.state()
@@ -194,7 +194,7 @@ def test_a_step_follows_the_method_to_the_letter(model: Path) -> None:
     student, settings = _student(model), make_settings(max_code_change=0.2, code_lr=0.5)
     optimizer = PVOptimizer(student, settings, 3)
     student.clear_gradients()
-    (student.hidden(make_tokens(1)[0]) @ student.head.T).square().mean().backward()
+    (student.hidden(make_tokens(1)) @ student.head.T).square().mean().backward()
     name = "model.layers.1.mlp.down_proj"
     linear = student.linears[name]
     gradient, codes = linear.weight_gradient.clone(), linear.codes.clone()

@@ -17,11 +17,13 @@ from oaem.stages import assemble
 def work(snakemake: Any) -> None:
     settings, subject = json.loads(snakemake.params.settings), snakemake.wildcards.subject
     run = Run.parse(subject) if subject.startswith("runs/") else None
+    seed = run.seed if run else None
     folder = Path(snakemake.input.model)
-    with job_device(settings.pop("device"), snakemake.threads) as device:
+    asked = {key: value for key, value in settings.items() if key != "device"}
+    with job_device(settings["device"], snakemake.threads) as device:
         model = assemble(subject, snakemake.wildcards.stage, folder, device)
-        results = evaluate_tasks(model, load_tokenizer(folder.parent / "hf"), **settings, progress=Progress)
-        made_by = provenance.collect(device)
+        results = evaluate_tasks(model, load_tokenizer(folder.parent / "hf"), **asked, progress=Progress)
+        made_by = provenance.collect(device, settings=settings, code=snakemake.params.code, seed=seed)
     metrics = [
         Metric(
             model=subject.split("/")[1],

@@ -16,6 +16,7 @@ from oaem.stages import assemble, measured_with
 def work(snakemake: Any) -> None:
     settings, subject = json.loads(snakemake.params.settings), snakemake.wildcards.subject
     run = Run.parse(subject) if subject.startswith("runs/") else None
+    seed = run.seed if run else None
     tokens = [Path(path) for path in snakemake.input.tokens]
     metrics = []
     with job_device(settings["device"], snakemake.threads) as device:
@@ -24,7 +25,7 @@ def work(snakemake: Any) -> None:
             blank = Metric(subject.split("/")[1], stage, "", "perplexity", float("nan"), run)
             found = measure_domains(model, blank, settings["domains"], tokens, settings["batch_size"], device)
             metrics += [replace(row, stage=name) for row in found for name in names]
-        made_by = provenance.collect(device)
+        made_by = provenance.collect(device, settings=settings, code=snakemake.params.code, seed=seed)
     write_metrics(snakemake.output.metrics, metrics, made_by)
 
 

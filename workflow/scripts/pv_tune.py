@@ -19,7 +19,7 @@ def work(snakemake: Any) -> None:
         job = prepare(run, settings, Path(snakemake.input.model), device, str(snakemake.params.code))
         tokens = [Path(path) for path in snakemake.input.tokens]
         result = tune_run(job, manifest.parent.parent / "blocks", tokens, manifest.parent)
-        made_by = provenance.collect(device)
+        made_by = provenance.collect(device, settings=settings, code=snakemake.params.code, seed=run.seed)
     seconds = {**result["seconds"], "total": sum(result["seconds"].values())}
     metrics = [Metric(run.model, "pv_tuning", phase, "seconds", spent, run) for phase, spent in seconds.items()]
     write_metrics(snakemake.output.metrics, metrics, made_by)

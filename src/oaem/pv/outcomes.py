@@ -84,6 +84,8 @@ def finish(folder: Path, epochs: list[Record], result: dict[str, Any]) -> dict[s
     write_json(folder / RESULT, result)
     for leftover in ("resume", "epochs"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
+    for unfinished in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        unfinished.unlink(missing_ok=True)
     return result
 
 

@@ -13,6 +13,9 @@ from oaem.models.load import linear_shapes, load_config
 from oaem.pv.teacher import TeacherPlace
 
 Place = Literal["device", "host", "disk"]
+# Short sequences share a forward pass up to this many: products as large as a processor likes, and what is as large as
+# the vocabulary (the head's cast and gradient) once for all of them. The paper's sequences are longer: one at a time.
+TOKENS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ def plan_for(
     continuous = shape.unquantised + tables
     buffer_copies = 3 if settings.code_beta1 else 2
     moment_copies = 2 if settings.beta1 else 1
-    backward = _activations(shape, settings, window, compute_bytes) + _logits(shape, settings, window, compute_bytes)
+    tokens = sequences_at_once(settings, window) * window
+    backward = _activations(shape, settings, tokens, compute_bytes) + _logits(shape, settings, tokens, compute_bytes)
     workspace = _workspace(shape, placement, buffer_copies, moment_copies)
     items = [
         Item("dequantised weights", shape.quantised * compute_bytes, "device"),
@@ -177,8 +181,13 @@ def plan_for(
     return Plan(placement, tuple(items))
 
 
-def block_activations(shape: ModelShape, window: int, compute_bytes: int) -> int:
-    """What one block keeps for its backward pass.
+def sequences_at_once(settings: PVTuning, window: int) -> int:
+    """Sequences of a forward pass: one, or as many short ones as make TOKENS_AT_ONCE tokens."""
+    return min(settings.batch_size, max(1, TOKENS_AT_ONCE // window))
+
+
+def block_activations(shape: ModelShape, tokens: int, compute_bytes: int) -> int:
+    """What one block keeps of a forward pass for its backward pass.
 
     In float32: input and normalised input of both norms. In the compute dtype: the input of q, k, v, gate and up, cast
     for each of them; rotated queries and keys, values, attention's output and its cast; gate, its activation, up and
@@ -186,23 +195,23 @@ def block_activations(shape: ModelShape, window: int, compute_bytes: int) -> int
     """
     wide = 4 * 4 * shape.hidden
     narrow = 5 * shape.hidden + 4 * shape.query + 3 * shape.key_value + 4 * shape.intermediate
-    return window * (wide + compute_bytes * narrow)
+    return tokens * (wide + compute_bytes * narrow)
 
 
-def _activations(shape: ModelShape, settings: PVTuning, window: int, compute_bytes: int) -> int:
-    block = block_activations(shape, window, compute_bytes)
+def _activations(shape: ModelShape, settings: PVTuning, tokens: int, compute_bytes: int) -> int:
+    block = block_activations(shape, tokens, compute_bytes)
     # The backward pass of a block holds gradients about as large as what the block kept.
     if settings.gradient_checkpointing:
-        return shape.blocks * window * shape.hidden * 4 + 2 * block
+        return shape.blocks * tokens * shape.hidden * 4 + 2 * block
     return (shape.blocks + 1) * block
 
 
-def _logits(shape: ModelShape, settings: PVTuning, window: int, compute_bytes: int) -> int:
+def _logits(shape: ModelShape, settings: PVTuning, tokens: int, compute_bytes: int) -> int:
     """Logits of a chunk, of student and teacher, and probabilities.
 
     And of the head: its cast, a chunk's gradient and their float32 sum; later that sum and its scaled copy.
     """
-    chunk = min(settings.token_chunk, window)
+    chunk = min(settings.token_chunk, tokens)
     return chunk * shape.vocabulary * (2 * compute_bytes + 3 * 4) + shape.embedding * 8
 
 

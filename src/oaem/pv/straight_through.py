@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oaem.pv.gradients_numba import weight_gradients_numba
+from oaem.quantization.clusters import fits_kernels
 from oaem.quantization.weight import dequantize
 
 
@@ -18,21 +20,20 @@ def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_sca
     The weight is linear in each of the two, so one call on the gradient summed over a whole batch is exact. What
     autograd would give for `dequantize`, without a graph and in the same order every time.
     """
+    if not gradient.is_cuda:
+        return weight_gradients_numba(gradient, codes, codebooks, row_scales)
     num_codebooks, size, width = codebooks.shape
+    if fits_kernels(codebooks, size):
+        from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+
+        return dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
     normalised = dequantize(codes, codebooks, torch.ones_like(row_scales))
     scales_gradient = torch.linalg.vecdot(gradient, normalised)
     scaled = (gradient * row_scales[:, None]).reshape(-1, width)
-    codebooks_gradient = torch.stack(
-        [_sum_by_code(scaled, codes[..., m].reshape(-1).to(torch.int32), size) for m in range(num_codebooks)]
-    )
-    return codebooks_gradient, scales_gradient
-
-
-def _sum_by_code(vectors: Tensor, code: Tensor, size: int) -> Tensor:
-    """Sum of the vectors [N, g] of each code [N] -> [size, g]."""
-    if vectors.is_cuda:  # there index_add_ adds in any order; the gradient of an embedding sorts first
-        return torch.ops.aten.embedding_dense_backward(vectors, code, size, -1, False)
-    return vectors.new_zeros(size, vectors.shape[1]).index_add_(0, code, vectors)
+    # index_add_ would add in any order; the gradient of an embedding sorts first.
+    columns = [codes[..., m].reshape(-1).to(torch.int32) for m in range(num_codebooks)]
+    tables = [torch.ops.aten.embedding_dense_backward(scaled, column, size, -1, False) for column in columns]
+    return torch.stack(tables), scales_gradient
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oaem.checkpoint import QuantizedState
 from oaem.errors import UserError
+from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
 from oaem.quantization.weight import AdditiveWeight, dequantize
 
@@ -90,6 +91,7 @@ class Student:
         self._check(model_folder, state)
         self.linears = {name: self._replace(name, weight) for name, weight in state.linears.items()}
         self.model.to(device)
+        use_cpu_attention(self.model)
         own = {f"{name}.{part}" for name in self.linears for part in ("codebooks", "row_scales")}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
@@ -109,15 +111,15 @@ class Student:
         return weight
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens [window] -> what the output head reads [window, hidden]."""
+        """tokens [sequences, window] -> what the output head reads [sequences * window, hidden]."""
         # Checkpointing needs blocks that train, and a measure may have put the model in eval mode since. The blocks
         # alone are told, not what is in them, so no dropout wakes up.
         for block in self._checkpointed:
             block.training = True
         with self.autocast():
             body = self.model.get_decoder()
-            output: Tensor = body(input_ids=tokens[None], use_cache=False).last_hidden_state
-        return output[0]
+            output: Tensor = body(input_ids=tokens, use_cache=False).last_hidden_state
+        return output.flatten(0, 1)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Where matrix products run in the compute dtype."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
 
 # memory, disk: hidden states are computed once and kept there, and the teacher's blocks are let go. live: the teacher
@@ -32,6 +33,7 @@ class Teacher:
         """tokens: [sequences, window] integer. `cache_file` is written only if `place` is disk."""
         self.tokens, self.device, self.cache_file = tokens, device, cache_file
         model = load_model(model_folder, compute_dtype, device)
+        use_cpu_attention(model)
         self._body: Any = model.get_decoder()
         self.head: Tensor = model.get_output_embeddings().weight.detach()
         self._cache: Tensor | None = None

@@ -26,7 +26,7 @@ from oaem.pv import outcomes, resume
 from oaem.pv.automatic import automatic_plan
 from oaem.pv.loss import kl_divergence
 from oaem.pv.optimizer import PVOptimizer
-from oaem.pv.plan import Placement
+from oaem.pv.plan import Placement, sequences_at_once
 from oaem.pv.student import Student
 from oaem.pv.teacher import Teacher
 from oaem.runtime.heap import keep_freed_memory
@@ -132,7 +132,7 @@ class _Tuning:
             epoch, inside = divmod(step, self.per_epoch)
             if inside == 0:
                 self._end_epoch(epoch, test, validation)
-            if step < self.steps and (inside == 0 or step % self.job.settings.save_every == 0):
+            if step < self.steps and step % self.job.settings.save_every == 0:
                 self._save()
             count.step(f"loss {loss:.4f}")
         result = {"fingerprint": self.identity, "steps": self.steps, "losses": self.progress["losses"]}
@@ -143,7 +143,8 @@ class _Tuning:
         """One optimiser step on the batch whose turn it is; returns its loss."""
         with self.clock.phase("tuning"):
             self.student.clear_gradients()
-            shares = [self._backward(index) for index in self._batch(step)]
+            batch, at_once = self._batch(step), sequences_at_once(self.job.settings, self.tokens.shape[1])
+            shares = [self._backward(batch[first : first + at_once]) for first in range(0, len(batch), at_once)]
             loss = float(torch.stack(shares).sum())
             self._require_finite(step, loss)
             self.optimizer.step(step)
@@ -158,12 +159,12 @@ class _Tuning:
         size = self.job.settings.batch_size
         return order[position * size : (position + 1) * size]
 
-    def _backward(self, index: int) -> Tensor:
-        """Add the gradient of one sequence's share of the batch's mean loss; returns that share."""
-        hidden = self.student.hidden(self.tokens[index].to(self.job.device, torch.long))
-        chunk = self.job.settings.token_chunk
-        loss = kl_divergence(hidden, self.student.head, self.teacher.hidden(index), self.teacher.head, chunk)
-        share = loss / self.job.settings.batch_size
+    def _backward(self, sequences: list[int]) -> Tensor:
+        """Add the gradient of some sequences' share of the batch's mean loss; returns that share."""
+        hidden = self.student.hidden(self.tokens[sequences].to(self.job.device, torch.long))
+        target = torch.cat([self.teacher.hidden(index) for index in sequences])
+        loss = kl_divergence(hidden, self.student.head, target, self.teacher.head, self.job.settings.token_chunk)
+        share = loss * (len(sequences) / self.job.settings.batch_size)
         share.backward()
         return share.detach()
 

@@ -1,0 +1,133 @@
+"""Causal attention of a whole model on the CPU.
+
+torch's own walks the keys in small tiles whose products go through MKL, at a quarter of what the processor can do. Here
+the queries are cut into chunks that look no further than they may, and every product is one large one in float32.
+Scores and probabilities are never rounded to bfloat16. For the backward pass only the inputs are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from oaem.quantization.product import matrix_product
+
+NAME = "oaem_cpu_causal"
+CHUNK = 128  # queries of one head; the heads that share a key go together
+
+
+def use_cpu_attention(module: torch.nn.Module) -> None:
+    """Let a transformers model or block on the CPU attend through `causal_attention` where it would use torch's own.
+
+    For good: it has one way to attend, whoever runs it. No effect on another device or with another attention.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if next(module.parameters()).device.type != "cpu":
+        return
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    for part in module.modules():
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            config._attn_implementation = NAME
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """softmax(scaling Q K^T) V over the keys up to each query's own place; differentiable once.
+
+    query: [batch, heads, tokens, d]. key, value: [batch, key heads, tokens, d], each serving heads / key heads
+    consecutive heads. Works in float32, whatever the dtype; returns the dtype of `value`, [batch, tokens, heads, d].
+    """
+    attended: Tensor = _CausalAttention.apply(query, key, value, scaling)
+    return attended
+
+
+def causal_attention_reference(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """The definition, in the dtype of the inputs, with autograd's own gradient."""
+    shared = query.shape[1] // key.shape[1]
+    scores = scaling * query @ key.repeat_interleave(shared, dim=1).transpose(2, 3)
+    future = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1)
+    weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
+    return (weights @ value.repeat_interleave(shared, dim=1)).transpose(1, 2)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.scaling = scaling
+        queries, keys, values = _grouped(query * scaling, len(key[0])), _float32(key), _float32(value)
+        batch, heads, tokens, width = query.shape
+        attended = value.new_empty(batch, tokens, heads, width)
+        grouped = _grouped(attended.transpose(1, 2), len(key[0]))
+        for place, start, stop in _chunks(keys):
+            rows = queries[place][:, start:stop]
+            weights = _weights(rows, keys[place][:stop])
+            grouped[place][:, start:stop] = matrix_product(weights, values[place][:stop]).view(rows.shape)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value = ctx.saved_tensors
+        groups = key.shape[1]
+        queries, keys, values = _grouped(query * ctx.scaling, groups), _float32(key), _float32(value)
+        upper = _grouped(gradient.transpose(1, 2), groups)
+        by_query, by_key, by_value = torch.empty(query.shape), torch.zeros(key.shape), torch.zeros(value.shape)
+        grouped = _grouped(by_query, groups)
+        for place, start, stop in _chunks(keys):
+            rows, above = (part[place][:, start:stop].float().flatten(0, 1) for part in (queries, upper))
+            weights = _weights(queries[place][:, start:stop], keys[place][:stop])
+            by_value[place][:stop] += matrix_product(weights.t(), above)
+            change = torch._softmax_backward_data(
+                matrix_product(above, values[place][:stop].t()), weights, -1, torch.float32
+            )
+            grouped[place][:, start:stop] = matrix_product(change, keys[place][:stop]).unflatten(0, (-1, stop - start))
+            by_key[place][:stop] += matrix_product(change.t(), rows)
+        return (by_query * ctx.scaling).to(query.dtype), by_key.to(key.dtype), by_value.to(value.dtype), None
+
+
+def _grouped(heads: Tensor, groups: int) -> Tensor:
+    """A view of [batch, heads, tokens, d] as [batch, key heads, heads that share the key, tokens, d]."""
+    return heads.unflatten(1, (groups, -1))
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def _chunks(keys: Tensor) -> Iterator[tuple[tuple[int, int], int, int]]:
+    """(sequence, key head) and the span of queries of each chunk, for keys [batch, key heads, tokens, d]."""
+    for sequence in range(keys.shape[0]):
+        for head in range(keys.shape[1]):
+            for start in range(0, keys.shape[2], CHUNK):
+                yield (sequence, head), start, min(start + CHUNK, keys.shape[2])
+
+
+def _weights(rows: Tensor, keys: Tensor) -> Tensor:
+    """Attention of scaled queries [shared heads, n, d], the last n of their places, to keys [m, d]: [shared * n, m]."""
+    count = rows.shape[1]
+    scores = matrix_product(rows.float().flatten(0, 1), keys.t())
+    # An addition, because masked_fill_ on a part of a matrix is slow on the CPU.
+    scores.view(len(rows), count, -1)[..., -count:] += torch.full((count, count), float("-inf")).triu_(1)
+    return functional.softmax(scores, dim=-1)
+
+
+def _attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = attention_mask is None and key.shape[2] == query.shape[2] and getattr(module, "is_causal", True)
+    unusual = ("dropout", "sliding_window", "position_bias", "cache", "softcap")
+    if not causal or options.get("is_causal") is False or any(options.get(name) for name in unusual):
+        result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return result
+    return causal_attention(query, key, value, options.get("scaling") or query.shape[-1] ** -0.5), None
