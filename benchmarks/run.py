@@ -8,64 +8,26 @@ Without --models a CUDA device takes all of them and a CPU the embedded one. ben
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import GEOMETRY, MODELS, Stopwatch
 from torch import Tensor
+from tuning import time_block_tuning
 
-from oaem.geometry import Geometry
 from oaem.quantization.beam_search import beam_search, beam_search_reference
-from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.codebook_steps import LayerLoss, adam_steps, layer_optimizer
 from oaem.quantization.initialise import initialise
-from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.search_order import draw_order
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, relative_error, row_scales_of
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 from oaem.runtime.seeds import generator
-from oaem.settings import BlockTuningSettings, CodebookSettings, LayerSettings
+from oaem.settings import CodebookSettings, LayerSettings
 
-
-@dataclass(frozen=True)
-class Model:
-    """Sizes of one transformer block."""
-
-    hidden: int
-    mlp: int
-    heads: int
-    key_heads: int
-    head_width: int
-
-    def linears(self) -> dict[tuple[int, int], list[str]]:
-        """The block's linear layers by their shape (out, in)."""
-        keys = (self.key_heads * self.head_width, self.hidden)
-        wide = (self.heads * self.head_width, self.hidden)
-        shapes = {
-            "q": wide, "k": keys, "v": keys, "o": (self.hidden, wide[0]),
-            "gate": (self.mlp, self.hidden), "up": (self.mlp, self.hidden), "down": (self.hidden, self.mlp),
-        }  # fmt: skip
-        names: dict[tuple[int, int], list[str]] = {}
-        for name, shape in shapes.items():
-            names.setdefault(shape, []).append(name)
-        return names
-
-
-MODELS = {
-    "llama-3.2-3b": Model(3072, 8192, 24, 8, 128),
-    "llama-3.1-8b": Model(4096, 14336, 32, 8, 128),
-    "qwen-2.5-3b": Model(2048, 11008, 16, 2, 128),
-    "embedded": Model(576, 1536, 9, 3, 64),
-}
-GEOMETRY = Geometry(2, 8, 8)
 WIDTHS = (4, 8, 16)
 STEPS = 100
 ORACLE_STEPS = 3
@@ -84,40 +46,6 @@ class Layer:
     def rows(self, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Arguments of a search over the first `count` rows."""
         return self.weight[:count], self.hessian, self.codes[:count], self.codebooks, self.row_scales[:count]
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by phase, with the device's work waited for; a clock as `initialise` takes it."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def wait(self) -> None:
-        """Let the device finish."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the duration of the body to `name`."""
-        self.wait()
-        start = time.perf_counter()
-        yield
-        self.wait()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def median(self, work: Callable[[], object], repeats: int) -> float:
-        """Median seconds of `work` after one run that warms up."""
-        work()
-        times = []
-        for _ in range(repeats):
-            self.wait()
-            start = time.perf_counter()
-            work()
-            self.wait()
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
 
 
 def random_layer(out: int, columns: int, device: torch.device) -> Layer:
@@ -211,41 +139,6 @@ def time_initialisation(layer: Layer, watch: Stopwatch) -> dict[str, Any]:
     error = relative_error(layer.weight.double(), found.dequantize().double(), layer.hessian.double())
     seconds = {"kmeans_seconds": clock.seconds["kmeans"], "oaem_seconds": clock.seconds["oaem"]}
     return {"phase": "initialisation", "relative_error": error, **seconds}
-
-
-def time_block_tuning(model: Model, device: torch.device, tokens: int, watch: Stopwatch) -> dict[str, Any]:
-    """A step of block tuning, with every linear quantised and before any is."""
-    from transformers import LlamaConfig
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
-
-    config = LlamaConfig(
-        hidden_size=model.hidden, intermediate_size=model.mlp, num_attention_heads=model.heads,
-        num_key_value_heads=model.key_heads, head_dim=model.head_width, num_hidden_layers=1, vocab_size=16,
-    )  # fmt: skip
-    config._attn_implementation = "sdpa"
-    steps = 4
-    inputs, targets = torch.randn(2, steps, tokens, model.hidden, generator=generator(0, "tuning")).to(device)
-    position = LlamaRotaryEmbedding(config).to(device)(inputs[:1], torch.arange(tokens, device=device)[None])
-    result: dict[str, Any] = {"phase": "block_tuning", "tokens": tokens}
-    arguments = {"position_embeddings": position, "attention_mask": None}
-    for name in ("dense", "quantised"):
-        block = LlamaDecoderLayer(config, 0).to(device)
-        if name == "quantised":
-            _quantise(block, device)
-        tune = partial(tune_block, block, inputs, targets, arguments, BlockTuningSettings(epochs=1), 0)
-        result[f"{name}_seconds_a_step"] = watch.median(tune, 1) / steps
-    return result
-
-
-def _quantise(block: torch.nn.Module, device: torch.device) -> None:
-    for parent in list(block.modules()):
-        for name, linear in list(parent.named_children()):
-            if isinstance(linear, torch.nn.Linear):
-                out, columns = linear.weight.shape
-                codes = torch.randint(0, GEOMETRY.codebook_size, (out, columns // 8, 2), dtype=torch.uint8)
-                codebooks = torch.randn(2, GEOMETRY.codebook_size, 8) / (2 * columns) ** 0.5
-                weight = AdditiveWeight(codes, codebooks, torch.ones(out))
-                setattr(parent, name, QuantizedLinear(weight).to(device))
 
 
 def ceilings(device: torch.device, watch: Stopwatch) -> dict[str, float]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from oaem.runtime.atomic import atomic_path
 from oaem.runtime.devices import require_disk
+from oaem.runtime.digest import digest
+
+PIECE = 2**26  # bytes on their way to the file at a time
+# As the safetensors format calls them.
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def activations_path(folder: Path, index: int) -> Path:
@@ -21,12 +24,23 @@ def activations_path(folder: Path, index: int) -> Path:
 
 
 def write_activations(folder: Path, index: int, hidden: Tensor, fingerprint: str) -> None:
-    """Store the inputs [sequences, window, hidden] of block `index`, with their checksum and fingerprint."""
-    hidden = hidden.to("cpu").contiguous()
-    metadata = {"oaem": json.dumps({"fingerprint": fingerprint, "sha256": _digest(hidden)}, sort_keys=True)}
+    """Store the inputs [sequences, window, hidden] of block `index`, with their checksum and fingerprint.
+
+    They are gigabytes on a GPU as a rule, so they go to the file piece by piece and are never held in memory as a
+    whole. What a power cut loses of them shows in the checksum and is computed again, so nobody waits for the disk.
+    """
+    hidden = hidden.contiguous()
+    metadata = {"oaem": json.dumps({"fingerprint": fingerprint, "sha256": digest(hidden)}, sort_keys=True)}
+    entry = {"dtype": DTYPES[hidden.dtype], "shape": list(hidden.shape), "data_offsets": [0, hidden.nbytes]}
+    header = json.dumps({"__metadata__": metadata, "hidden": entry}).encode()
+    header += b" " * (-len(header) % 8)
     require_disk(folder, hidden.nbytes, "storing the activations between two blocks")
-    with atomic_path(activations_path(folder, index)) as temporary:
-        save_file({"hidden": hidden}, temporary, metadata=metadata)
+    raw = hidden.view(torch.uint8).flatten()
+    buffer = torch.empty(min(PIECE, len(raw)), dtype=torch.uint8, pin_memory=hidden.is_cuda)
+    with atomic_path(activations_path(folder, index), durable=False) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for piece in raw.split(PIECE):
+            file.write(buffer[: len(piece)].copy_(piece).numpy().data)
 
 
 def read_activations(folder: Path, index: int, fingerprint: str) -> Tensor | None:
@@ -39,16 +53,4 @@ def read_activations(folder: Path, index: int, fingerprint: str) -> Tensor | Non
             hidden: Tensor = file.get_tensor("hidden")
     except (OSError, SafetensorError, ValueError):
         return None
-    return hidden if _digest(hidden) == metadata["sha256"] else None
-
-
-def _digest(hidden: Tensor) -> str:
-    """A checksum at the speed of memory, for gigabytes between two blocks: SHA-256 of the sums of 64 kB pieces.
-
-    It is against damage, not against malice: any single flipped bit changes the sum of its piece.
-    """
-    raw = hidden.view(torch.uint8).flatten()
-    whole = raw[: len(raw) // 65536 * 65536].view(torch.int64).view(-1, 8192).sum(1)
-    digest = hashlib.sha256(whole.numpy().tobytes())
-    digest.update(raw[len(raw) // 65536 * 65536 :].numpy().tobytes())
-    return digest.hexdigest()
+    return hidden if digest(hidden) == metadata["sha256"] else None

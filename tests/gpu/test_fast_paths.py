@@ -60,6 +60,7 @@ def test_rows_of_a_large_layer_do_not_interact() -> None:
 @pytest.mark.parametrize(("group_size", "size"), [(8, 256), (6, 64), (16, 16), (4, 128)])
 def test_assignment_and_sums(group_size: int, size: int) -> None:
     from oaem.quantization.clusters_triton import best_entries_triton, best_entry_sums_triton, sums_by_code_triton
+    from oaem.quantization.sorted_sums_triton import SortedCodes
 
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 5000, group_size), (3, group_size, size), (3, size))
@@ -77,12 +78,16 @@ def test_assignment_and_sums(group_size: int, size: int) -> None:
     ones = torch.ones(1, device="cuda")
     again = sums_by_code_triton(vectors[0].view(1, -1), ones, codes[0].view(1, -1, 1), size)[0]
     torch.testing.assert_close(again, expected.float(), rtol=1e-5, atol=1e-4)
+    order = SortedCodes(codes[0].view(1, -1, 1), size)
+    torch.testing.assert_close(order.sums(vectors[0].view(1, -1), ones)[0], expected.float(), rtol=1e-5, atol=1e-4)
+    assert torch.equal(order.sums(vectors[0].view(1, -1), ones), order.sums(vectors[0].view(1, -1), ones))
     assert torch.equal(best_entry_sums_triton(vectors[0], maps[0], offsets[0])[0], sums)
 
 
 @pytest.mark.parametrize("shape", [(96, 512, 2, 8, 8), (30, 240, 2, 6, 6), (20, 256, 3, 4, 16)], ids=str)
 def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
     from oaem.quantization import layer_loss_triton as fast
+    from oaem.quantization.sorted_sums_triton import SortedCodes
 
     layer = toy_layer(*shape, device="cuda")
     weight, hessian, codes, codebooks, row_scales = in_double(layer)
@@ -92,7 +97,8 @@ def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
     matrix = groups.flatten(1) * row_scales[:, None]
     expected = (((matrix - weight) @ hessian) * (matrix - weight)).sum() / len(weight)
     gradients = torch.autograd.grad(expected, (codebooks, row_scales), retain_graph=True)
-    loss, *found = fast.loss_and_gradients_triton(layer[0], fast.split_hessian(layer[1]), *layer[2:])
+    order = SortedCodes(layer[2], 2 ** shape[3])
+    loss, *found = fast.loss_and_gradients_triton(layer[0], fast.split_hessian(layer[1]), layer[2], order, *layer[3:])
     assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
     for ours, exact in zip(found, gradients, strict=True):
         assert float((ours - exact).norm() / exact.norm()) < 1e-4

@@ -22,6 +22,7 @@ from oaem.quantization.layer_loss_triton import (
     split_hessian,
 )
 from oaem.quantization.m_step_triton import adam_m_step_triton
+from oaem.quantization.sorted_sums_triton import SortedCodes
 from tests.unit.toy_layers import toy_layer
 
 SHAPES = [(8, 64), (6, 16), (16, 32)]  # g, K
@@ -60,6 +61,21 @@ def test_sums_by_code(group_size: int, size: int, dtype: torch.dtype) -> None:
     groups = (values * row_scales[:, None]).view(-1, group_size)
     expected = [torch.zeros(size, group_size).index_add_(0, codes[..., m].flatten().long(), groups) for m in range(2)]
     torch.testing.assert_close(sums_by_code_triton(values, row_scales, codes, size), torch.stack(expected))
+    torch.testing.assert_close(SortedCodes(codes, size).sums(values, row_scales), torch.stack(expected))
+
+
+def test_sorted_sums_over_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oaem.quantization.sorted_sums_triton.CHUNK", 1)
+    monkeypatch.setattr("oaem.quantization.sorted_sums_triton.MEAN_SEGMENT", 4)
+    codes = torch.randint(0, 3, (7, 11, 2), generator=torch.Generator().manual_seed(3))
+    codes[codes == 1] = 2  # a code that never occurs
+    order = SortedCodes(codes, 4)
+    assert order.shape == (5, 2, 4)  # 77 groups in chunks of 16
+    groups = randn(77, 8)
+    expected = [torch.zeros(4, 8).index_add_(0, codes[..., m].flatten(), groups) for m in range(2)]
+    found = order.sums(groups.view(7, 88).bfloat16(), torch.ones(7))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-2, atol=1e-1)
+    torch.testing.assert_close(order.sums(groups.view(7, 88), torch.ones(7)), torch.stack(expected))
 
 
 @pytest.mark.parametrize(("group_size", "size"), SHAPES)
@@ -72,12 +88,16 @@ def test_loss_dense_matrix_and_gradients(group_size: int, size: int) -> None:
     expected = ((difference @ hessian) * difference).sum() / len(weight)
     table, slopes = torch.autograd.grad(expected, (codebooks, row_scales), retain_graph=True)
     values = (codes, codebooks.detach(), row_scales.detach())
-    loss, table_found, slopes_found = loss_and_gradients_triton(weight, split_hessian(hessian), *values)
+    order = SortedCodes(codes, size)
+    loss, table_found, slopes_found = loss_and_gradients_triton(
+        weight, split_hessian(hessian), codes, order, *values[1:]
+    )
     # Operands are split into two bfloat16 halves: 16 bits of mantissa.
     assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
     assert float((table_found - table).norm() / table.norm()) < 1e-4
     assert float((slopes_found - slopes).norm() / slopes.norm()) < 1e-4
     torch.testing.assert_close(dequantize_triton(*values), matrix.detach())
+    torch.testing.assert_close(dequantize_triton(*values, torch.bfloat16), matrix.detach().bfloat16())
     incoming = randn(*matrix.shape)
     expected_gradients = torch.autograd.grad(matrix, (codebooks, row_scales), incoming)
     for found, wanted in zip(dequantize_gradients_triton(incoming, *values), expected_gradients, strict=True):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oaem.errors import UserError
-from oaem.quantization.causal_attention import chunked_attention
+from oaem.quantization.mixed_precision import mixed_precision
+from oaem.quantization.recorded import Recorded, Step
 from oaem.runtime.seeds import generator
 from oaem.settings import BlockTuningSettings
 
@@ -29,26 +30,21 @@ def tune_block(
 
     inputs, targets: [n, tokens, hidden] on any device. The block is called as block(hidden [1, tokens, hidden],
     **arguments) and gives a tensor or a tuple that starts with it. It works in float32 and is given back in its own
-    dtypes. UserError if the loss stops being finite.
+    dtypes. On a CUDA device its products run in bfloat16 (see `mixed_precision`). UserError if the loss stops being
+    finite.
     """
     if settings.epochs == 0:
         return []
-    attention = chunked_attention(block) if next(block.parameters()).is_cuda else nullcontext()
-    with attention, _in_float32(block) as parameters:
-        arguments = _floats(arguments)
-        optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=(settings.beta1, settings.beta2))
-        device = parameters[0].device
+    device = next(block.parameters()).device
+    on_gpu = device.type == "cuda"
+    with _in_float32(block) as parameters, mixed_precision(block) if on_gpu else nullcontext():
+        step = _stepper(block, parameters, _floats(arguments), settings)
+        step = Recorded(step) if on_gpu else step
         losses = []
         for epoch in range(settings.epochs):
             total = torch.zeros((), dtype=torch.float64, device=device)
             for index in torch.randperm(len(inputs), generator=generator(seed, "tune", epoch)).tolist():
-                hidden, target = (part[index : index + 1].to(device).float() for part in (inputs, targets))
-                output = block(hidden, **arguments)
-                loss = functional.mse_loss(output[0] if isinstance(output, tuple) else output, target)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += loss.detach()
+                total += step(*(part[index : index + 1].to(device) for part in (inputs, targets)))
             losses.append(float(total) / len(inputs))
             if not math.isfinite(losses[-1]):
                 raise UserError(
@@ -58,24 +54,39 @@ def tune_block(
     return losses
 
 
+def _stepper(
+    block: nn.Module, parameters: list[nn.Parameter], arguments: dict[str, Any], settings: BlockTuningSettings
+) -> Step:
+    """One Adam step on one sequence [1, tokens, hidden] and its target: the mean squared error before it."""
+    on_gpu = parameters[0].is_cuda
+    betas = (settings.beta1, settings.beta2)
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr, betas=betas, fused=on_gpu, capturable=on_gpu)
+
+    def step(inputs: Tensor, target: Tensor) -> Tensor:
+        output = block(inputs.float(), **arguments)
+        loss = functional.mse_loss(output[0] if isinstance(output, tuple) else output, target.float())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
 @contextmanager
 def _in_float32(block: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """The block's parameters, learning and in float32 (TF32 products on CUDA); everything is put back at the end."""
+    """The block's parameters, learning and in float32; everything is put back at the end."""
     tensors = [tensor for tensor in (*block.parameters(), *block.buffers()) if tensor.is_floating_point()]
     before = [(tensor, tensor.dtype, tensor.requires_grad) for tensor in tensors]
-    precision = torch.get_float32_matmul_precision()
     parameters = [parameter for parameter in block.parameters() if parameter.is_floating_point()]
     for tensor in tensors:
         tensor.data = tensor.data.float()
     for parameter in parameters:
         parameter.requires_grad_(True)
-    if parameters[0].is_cuda:
-        torch.set_float32_matmul_precision("high")
     try:
         with torch.enable_grad():
             yield parameters
     finally:
-        torch.set_float32_matmul_precision(precision)
         for parameter in parameters:
             parameter.grad = None
         for tensor, dtype, learns in before:

@@ -59,13 +59,6 @@ def known_initialisations() -> list[str]:
     return sorted({*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
 
-def plugin_version(name: str) -> str | None:
-    """The package and version that an initialisation comes from, or None for a built-in one."""
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        return None if point.dist is None else f"{point.dist.name} {point.dist.version}"
-    return None
-
-
 def refinement(name: str) -> Refine:
     """The refinement called `name`; UserError if there is none, or if a plug-in cannot be loaded."""
     if name in BUILT_IN:

@@ -2,7 +2,7 @@
 and `weight.dequantize`.
 
 A step is one product and three passes over a matrix. The first turns codes into the difference W^ - W, already split
-for the product; the second gathers the product into the scales' gradient and the loss; the third, in `clusters_triton`,
+for the product; the second gathers the product into the scales' gradient and the loss; the third, by `SortedCodes`,
 into the codebooks' gradient.
 
 The product runs on bfloat16 tensor cores with both operands split into a high and a low half, 16 bits of mantissa
@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from oaem.quantization.clusters_triton import sums_by_code_triton
+from oaem.quantization.sorted_sums_triton import SortedCodes
 
 TILE = 512  # numbers of a row at a time
 
@@ -83,11 +84,17 @@ def split_hessian(hessian: Tensor) -> Tensor:
 
 
 def loss_and_gradients_triton(
-    weight: Tensor, stacked_hessian: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor
+    weight: Tensor,
+    stacked_hessian: Tensor,
+    codes: Tensor,
+    order: SortedCodes,
+    codebooks: Tensor,
+    row_scales: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss (float64, on the device) and its gradients by codebooks [M, K, g] and row scales [out].
 
-    weight [out, in], codebooks and row_scales float32 and contiguous, stacked_hessian from `split_hessian`.
+    weight [out, in], codebooks and row_scales float32 and contiguous, stacked_hessian from `split_hessian`, `order` of
+    the codes.
     """
     out, columns = weight.shape
     difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
@@ -98,7 +105,7 @@ def loss_and_gradients_triton(
     product = _product(difference, stacked_hessian)
     slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
     _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=True)
-    tables = sums_by_code_triton(product, row_scales, codes, codebooks.shape[1])
+    tables = order.sums(product, row_scales)
     return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
 
 
@@ -108,10 +115,12 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()  # torch has no such product for the CPU, where the tests interpret the kernels.
 
 
-def dequantize_triton(codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
-    """The dense matrix [out, in] in float32; see `weight.dequantize`."""
+def dequantize_triton(
+    codes: Tensor, codebooks: Tensor, row_scales: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The dense matrix [out, in] in `dtype`, from codebooks and row scales in float32; see `weight.dequantize`."""
     out, columns = len(codes), codes.shape[1] * codebooks.shape[2]
-    matrix = torch.empty(out, columns, device=codes.device)
+    matrix = torch.empty(out, columns, dtype=dtype, device=codes.device)
     _spread[(out, triton.cdiv(columns, TILE))](
         codes.contiguous(), codebooks.contiguous(), row_scales.contiguous(), matrix, matrix, columns,
         M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, SPLIT=False,
@@ -123,10 +132,16 @@ def dequantize_gradients_triton(
     gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients by codebooks [M, K, g] and row scales [out] from that of the dense matrix [out, in], all float32."""
+    slopes = scale_gradients_triton(gradient, codes, codebooks, row_scales)
+    return sums_by_code_triton(gradient, row_scales, codes, codebooks.shape[1]), slopes
+
+
+def scale_gradients_triton(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
+    """The gradient by row scales [out] alone."""
     gradient, codes, codebooks = gradient.contiguous(), codes.contiguous(), codebooks.contiguous()
     slopes = torch.empty_like(row_scales)
     _gather[(len(gradient),)](
         gradient, codes, codebooks, row_scales, gradient, slopes, slopes, gradient.shape[1],
         M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, LOSS=False,
     )  # fmt: skip
-    return sums_by_code_triton(gradient, row_scales, codes, codebooks.shape[1]), slopes
+    return slopes

@@ -1,0 +1,93 @@
+"""Block tuning on a random block of a real shape: seconds a step, and what it reaches beside plain float32."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from plain import plain_block_tuning
+from shapes import GEOMETRY, Model, Stopwatch
+from torch import Tensor, nn
+
+from oaem.models.capture import run_block
+from oaem.quantization.block_tuning import tune_block
+from oaem.quantization.initialise import initialise
+from oaem.quantization.linear import QuantizedLinear
+from oaem.runtime.seeds import generator
+from oaem.settings import BlockTuningSettings, KMeansSettings, LayerSettings
+
+# Inputs and targets [sequences, tokens, hidden] and the block's other arguments.
+Problem = tuple[Tensor, Tensor, dict[str, Any]]
+
+
+@torch.no_grad()
+def time_block_tuning(model: Model, device: torch.device, tokens: int, watch: Stopwatch) -> dict[str, Any]:
+    """A step of block tuning, with every linear quantised and before any is; what it reaches beside plain float32."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+    config = LlamaConfig(
+        hidden_size=model.hidden, intermediate_size=model.mlp, num_attention_heads=model.heads,
+        num_key_value_heads=model.key_heads, head_dim=model.head_width, num_hidden_layers=1, vocab_size=16,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    block = LlamaDecoderLayer(config, 0).to(device, torch.bfloat16)
+    sequences = 32 if device.type == "cuda" else 8
+    inputs = torch.randn(sequences, tokens, model.hidden, generator=generator(0, "tuning")).to(device, torch.bfloat16)
+    position = LlamaRotaryEmbedding(config).to(device)(inputs[:1], torch.arange(tokens, device=device)[None])
+    problem = inputs, run_block(block, inputs, {"position_embeddings": position}), {"position_embeddings": position}
+    result: dict[str, Any] = {"phase": "block_tuning", "tokens": tokens}
+    for name in ("dense", "quantised"):
+        if name == "quantised":
+            _quantise(block)
+        result[f"{name}_seconds_a_step"] = _seconds_a_step(copy.deepcopy(block), problem, watch)
+    return result | _tuned_beside_plain(block, problem, watch) if device.type == "cuda" else result
+
+
+def _seconds_a_step(block: nn.Module, problem: Problem, watch: Stopwatch) -> float:
+    """From two lengths of an epoch, so that what happens once a tuning does not count."""
+    inputs, targets, arguments = problem
+    few, many = (len(inputs) // 2, len(inputs))
+
+    def tune(steps: int) -> None:
+        tune_block(block, inputs[:steps], targets[:steps], arguments, BlockTuningSettings(epochs=1), 0)
+
+    seconds = [watch.median(partial(tune, steps), 3) for steps in (few, many)]
+    return (seconds[1] - seconds[0]) / (many - few)
+
+
+def _tuned_beside_plain(block: nn.Module, problem: Problem, watch: Stopwatch) -> dict[str, Any]:
+    """The same tuning, ten times as fast as the paper's so that it shows, by the fast path and in plain float32."""
+    inputs, targets, arguments = problem
+    settings = BlockTuningSettings(epochs=10, lr=1e-4)
+    steps = settings.epochs * len(inputs)
+
+    def error(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            difference = run_block(candidate, inputs, arguments).float() - targets
+        return float(difference.square().mean(dtype=torch.float64))
+
+    tuned, plain = copy.deepcopy(block), copy.deepcopy(block)
+    losses = tune_block(tuned, inputs, targets, arguments, settings, 0)
+    timer = Stopwatch(watch.device)
+    with plain_block_tuning(), timer.phase("plain"):
+        plain_losses = tune_block(plain, inputs, targets, arguments, settings, 0)
+    return {
+        "steps": steps, "error_before": error(block), "error": error(tuned), "oracle_error": error(plain),
+        "losses": losses, "oracle_losses": plain_losses, "oracle_seconds_a_step": timer.seconds["plain"] / steps,
+    }  # fmt: skip
+
+
+def _quantise(block: nn.Module) -> None:
+    """Replace every linear by the additive weight of a short k-means."""
+    settings = LayerSettings(kmeans=KMeansSettings(iterations=10))
+    for parent in list(block.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, nn.Linear):
+                dense = linear.weight.detach().float()
+                identity = torch.eye(dense.shape[1], device=dense.device)
+                weight = initialise("greedy", dense, identity, GEOMETRY, settings, 0)
+                setattr(parent, name, QuantizedLinear(weight).to(linear.weight.dtype))
