@@ -45,12 +45,13 @@ SHAPES = {
 }
 
 
-def make_model(name: str, folder: Path, device: str) -> None:
-    """A random model of two blocks; weights are small, so that activations stay of order one."""
+def make_model(name: str, folder: Path, device: str, depth: int = 2) -> None:
+    """A random model of `depth` blocks; weights are small, so that activations stay of order one."""
     hidden, mlp, heads, keys, vocabulary, _, tied = SHAPES[name]
     shape = {
         "hidden_size": hidden, "intermediate_size": mlp, "num_attention_heads": heads, "num_key_value_heads": keys,
-        "vocab_size": vocabulary, "num_hidden_layers": 2, "max_position_embeddings": 8192, "tie_word_embeddings": tied,
+        "vocab_size": vocabulary, "num_hidden_layers": depth, "max_position_embeddings": 8192,
+        "tie_word_embeddings": tied,
     }  # fmt: skip
     config = Qwen2Config(**shape) if name.startswith("qwen") else LlamaConfig(head_dim=hidden // heads, **shape)
     torch.manual_seed(0)
