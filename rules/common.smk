@@ -49,6 +49,15 @@ def preflight(checked, rules):
         raise WorkflowError(str(error))
 
 
+def still_due(run):
+    if "params" not in map(str, run.rerun_triggers):
+        return []
+    left = [job for job in run.dag.jobs if not run.dag.needrun(job)]
+    return sorted(
+        {job.rule.name for job in left if run.persistence.params_changed(job)}
+    )
+
+
 def model_of(wildcards):
     return layout.model_manifest(
         layout.subject_model(wildcards.get("subject") or wildcards.run)

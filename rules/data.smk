@@ -17,7 +17,7 @@ rule model:
         mem_mb=planning.resource(CFG, "model", "mem_mb"),
         runtime=planning.resource(CFG, "model", "runtime"),
     params:
-        source=lambda w: SETTINGS["models"][w.model],
+        source=lambda w: planning.model_parameters(CFG, w.model),
         code=planning.code("model"),
     message:
         "Model {wildcards.model}: fetch, check, store"

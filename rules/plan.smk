@@ -7,6 +7,7 @@
 rule plan:
     log:
         "logs/plan.log",
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:

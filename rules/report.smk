@@ -22,6 +22,7 @@ rule report:
         "logs/report.log",
     benchmark:
         "logs/report.tsv"
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:
@@ -45,6 +46,7 @@ rule summary:
         "logs/summary.log",
     benchmark:
         "logs/summary.tsv"
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:

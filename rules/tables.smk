@@ -2,6 +2,8 @@
 #
 # Reads:  the JSON files of measurements (a table just those it shows), paper/
 # Makes:  results/metrics.csv, results/tables/{table}.csv and .md, results/tables/claims.csv, results/figures/*
+#
+# Like report and plan they are local rules: seconds of work on small files, not worth a job of their own on a cluster.
 
 
 rule metrics:
@@ -13,6 +15,7 @@ rule metrics:
         "logs/metrics.log",
     benchmark:
         "logs/metrics.tsv"
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:
@@ -42,6 +45,7 @@ rule table:
         "logs/tables/{table}.tsv"
     wildcard_constraints:
         table="|".join(planning.TABLE_NAMES),
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:
@@ -71,6 +75,7 @@ rule claims:
         "logs/claims.log",
     benchmark:
         "logs/claims.tsv"
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:
@@ -103,6 +108,7 @@ rule figure:
         "logs/figures/{figure}.tsv"
     wildcard_constraints:
         figure="|".join(planning.FIGURE_NAMES),
+    localrule: True
     conda:
         "../envs/oaem.yaml"
     resources:

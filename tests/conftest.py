@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from oaem.runtime.seeds import generator
 
 torch.set_num_threads(1)
+pytest_plugins = ["tests.reliability"]
 
 # 48 and 96 are divided by groups of 2, 3, 4, 6, 8, 12 and 16.
 HIDDEN, MLP, BLOCKS, VOCABULARY = 48, 96, 3, 320
@@ -46,10 +47,10 @@ def train_tokenizer(bos: bool) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def save_tiny_model(folder: Path, family: str, tied: bool) -> Path:
+def save_tiny_model(folder: Path, family: str, tied: bool, blocks: int = BLOCKS) -> Path:
     """A random `family` model with its tokenizer in `folder`, the same bits on every call."""
     shape = {
-        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": BLOCKS,
+        "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": MLP, "num_hidden_layers": blocks,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip

@@ -34,6 +34,7 @@ from oaem.settings import (
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 Repo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$", max_length=120)]
 Revision = Annotated[str, StringConstraints(pattern=r"^[\w./-]+$", max_length=120)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Role = Literal["in_domain", "near", "far", "extra"]
 MAX_GRID = 10_000
@@ -50,6 +51,9 @@ class ModelSource(Settings):
     repo: Repo | None = Field(None, description="Repository on the hub (source hub).")
     revision: Revision | None = Field(None, description="Commit or tag to pin (source hub).")
     path: str | None = Field(None, description="The folder (source folder).")
+    sha256: Mapping[str, Digest] = Field(
+        {}, description="Checksums by file; a model that differs is refused. A hub's own are checked in any case."
+    )
     gated: bool = Field(False, description="Needs an accepted licence and HF_TOKEN in the environment.")
     dtype: Dtype = Field("bfloat16", description="Storage and evaluation dtype.")
     paper_model: str | None = Field(None, description="The paper's name of this model, if it is one of the paper's.")
@@ -85,7 +89,9 @@ class Corpus(Settings):
     revision: Revision | None = Field(None, description="Commit to pin (source hub).")
     path: str | None = Field(None, description="Folder holding the files (source folder).")
     files: tuple[str, ...] = Field((), description="Files in order: .json.gz, .jsonl, .parquet or .txt.")
-    sha256: Mapping[str, str] = Field({}, description="Checksums by file; a file that differs is refused.")
+    sha256: Mapping[str, Digest] = Field(
+        {}, description="Checksums by file; a file that differs is refused. A hub's own are checked in any case."
+    )
     field: str = Field("text", description="The column or key that holds the text.")
 
     @model_validator(mode="after")
@@ -169,7 +175,7 @@ class PVTuning(Settings):
     validation_text: TokenSet = Field(description="Text for the choice that does not look at the test set.")
     test: Name = Field(description="Key of evaluation.perplexity: the test set on which the paper selects.")
     epochs: PositiveInt = 5
-    batch_size: PositiveInt = Field(32, description="Sequences an optimiser step; micro-batches are one sequence.")
+    batch_size: PositiveInt = Field(32, description="Sequences an optimiser step; long ones pass one by one.")
     lr: PositiveFloat = Field(3e-4, description="LAMB rate of codebooks, scales and unquantised parameters.")
     beta1: Fraction = 0.90
     beta2: Fraction = 0.95

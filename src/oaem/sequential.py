@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,18 @@ from oaem.checkpoint import (
 from oaem.errors import UserError
 from oaem.grid import Run
 from oaem.models.capture import block_arguments, run_block
+from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.hessian import HessianAccumulator
-from oaem.quantization.initialise import plugin_version
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
 from oaem.runtime.atomic import read_json
 from oaem.runtime.progress import PhaseClock, Progress
-from oaem.runtime.provenance import checksum, fingerprint
+from oaem.runtime.provenance import checksum, collect, fingerprint, plugin_version
 from oaem.runtime.seeds import derive
 from oaem.settings import BlockTuningSettings, LayerSettings
 
@@ -63,6 +63,7 @@ class SequentialJob:
     dtype: torch.dtype
     device: str
     fingerprint: str
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare(
@@ -82,7 +83,8 @@ def prepare(
     layer = {key: settings[key] for key in ("kmeans", "oaem", "codebooks")}
     inputs = {"model": read_json(manifest)["fingerprint"], "tokens": checksum(tokens)}
     dtype = compute_dtype(folder, device)
-    facts = {"run": run.path, "settings": dict(settings), "code": code, "init": plugin_version(run.init), **inputs}
+    init = plugin_version("oaem.initialisations", run.init)
+    facts = {"run": run.path, "settings": dict(settings), "code": code, "init": init, **inputs}
     facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
     return SequentialJob(
         run=run,
@@ -93,6 +95,7 @@ def prepare(
         dtype=dtype,
         device=device,
         fingerprint=fingerprint(facts),
+        made_by=collect(device, settings=settings, code=code, seed=run.seed),
     )
 
 
@@ -123,16 +126,21 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
     """Quantise block `index` and store it; returns the inputs of the next block and the largest layer error."""
     clock = PhaseClock(_synchronizer(job.device))
     with clock.phase("load"):
-        block = load_block(job.model_folder, index, job.dtype, job.device)
+        block = _load(job, index)
         arguments = block_arguments(job.model_folder, index, hidden.shape[1], job.dtype, job.device)
-    layers = quantize_block(job, block, hidden, arguments, index, clock)
+    _require_finite_weights(block, job, index)
+    try:
+        layers = quantize_block(job, block, hidden, arguments, index, clock)
+    except UserError as error:
+        raise UserError(f"{job.run.path}, block {index}: {error}") from None
     if index + 1 < block_count(job.model_folder):
         with clock.phase("forward"):
             hidden = run_block(block, hidden, arguments, batch=_batch(hidden))
         _require_finite(hidden, job, index)
         with clock.phase("save"):
             write_activations(activations, index + 1, hidden, job.fingerprint)
-    write_block(blocks, index, state_of(block), job.fingerprint, {"linears": layers, "seconds": clock.seconds})
+    report = {"linears": layers, "seconds": clock.seconds, "provenance": job.made_by}
+    write_block(blocks, index, state_of(block), job.fingerprint, report)
     activations_path(activations, index).unlink(missing_ok=True)
     return hidden, max(layer["relative_error"] for layer in layers.values())
 
@@ -182,7 +190,7 @@ def _quantize_linear(
             clock=clock,
         )
     except UserError as error:
-        raise UserError(f"{job.run.path}, block {index}, {name}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     log.debug("block %d %s: relative error %.5f after %d epochs", index, name, result.relative_error, result.epochs)
     replace_linear(block, name, result.weight, job.dtype)
     return result
@@ -244,11 +252,17 @@ def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, a
                 f"{block_path(blocks, done)}: missing, damaged, or made with other settings than block {index} needs. "
                 f"Delete {blocks}/range-*.json and run the same command again."
             )
-        block = load_block(job.model_folder, done, job.dtype, job.device)
+        block = _load(job, done)
         restore(block, load_block_state(blocks, done), job.dtype)
         arguments = block_arguments(job.model_folder, done, hidden.shape[1], job.dtype, job.device)
         hidden = run_block(block, hidden, arguments, batch=_batch(hidden))
     return hidden
+
+
+def _load(job: SequentialJob, index: int) -> nn.Module:
+    block = load_block(job.model_folder, index, job.dtype, job.device)
+    use_cpu_attention(block)
+    return block
 
 
 def restore(block: nn.Module, state: QuantizedState, dtype: torch.dtype) -> None:
@@ -289,6 +303,15 @@ def _require_finite(hidden: Tensor, job: SequentialJob, index: int) -> None:
             f"{job.run.path}, block {index}: its outputs are not finite. The model's weights or activations "
             f"overflow {job.dtype}; check the model, or set its dtype to float32."
         )
+
+
+def _require_finite_weights(block: nn.Module, job: SequentialJob, index: int) -> None:
+    for name, parameter in block.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(
+                f"{job.model_folder}: block {index}, {name} holds NaN or infinity in {job.dtype}. The weights are "
+                "damaged, or too large for that dtype: fetch the model again, or set its dtype to float32."
+            )
 
 
 def _synchronizer(device: str) -> Callable[[], None] | None:

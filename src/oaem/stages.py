@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from oaem.checkpoint import QuantizedState, load_blocks, load_state, tensors_checksum, to_dense
+from oaem.errors import UserError
 from oaem.layout import PV_STAGES, RESULTS
 from oaem.models.load import load_model
 from oaem.models.precision import compute_dtype
+from oaem.runtime.atomic import read_json
+from oaem.runtime.provenance import checksum
 
 
 def measured_with(run: str, stage: str) -> dict[str, list[str]]:
@@ -20,8 +23,8 @@ def measured_with(run: str, stage: str) -> dict[str, list[str]]:
     if stage != "post_pv":
         return {stage: [stage]}
     same: dict[str, list[str]] = {}
-    for name, state in PV_STAGES.items():
-        same.setdefault(tensors_checksum(Path(RESULTS) / run / "pv" / f"{state}.safetensors"), []).append(name)
+    for name in PV_STAGES:
+        same.setdefault(tensors_checksum(_tuned(run, name)), []).append(name)
     return {names[0]: names for names in same.values()}
 
 
@@ -42,4 +45,16 @@ def quantized_state(run: str, stage: str, manifest: Path) -> QuantizedState:
     place = Path(RESULTS) / run
     if stage == "pre_pv":
         return load_blocks(manifest.parent / "hf", place / "blocks")
-    return load_state(place / "pv" / f"{PV_STAGES[stage]}.safetensors")[0]
+    return load_state(_tuned(run, stage))[0]
+
+
+def _tuned(run: str, stage: str) -> Path:
+    """The tuned state of a stage; UserError unless it is what PV-tuning left."""
+    folder = Path(RESULTS) / run / "pv"
+    path = folder / f"{PV_STAGES[stage]}.safetensors"
+    if not path.is_file() or checksum(path) != read_json(folder / "manifest.json")["sha256"][PV_STAGES[stage]]:
+        raise UserError(
+            f"{path}: missing or damaged (its checksum does not agree); delete {folder}/manifest.json and run the same "
+            "command again: the tuning is done anew."
+        )
+    return path

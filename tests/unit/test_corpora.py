@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -98,40 +97,6 @@ def test_local_checksum(tmp_path: Path) -> None:
     assert list(documents(local(path, sha256={"a.jsonl": right}), "all")) == TEXTS
     with pytest.raises(UserError, match="its SHA-256 is"):
         list(documents(local(path, sha256={"a.jsonl": "0" * 64}), "all"))
-
-
-# --- the hub
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Corpus, list[dict[str, Any]], Path]:
-    """A hub corpus whose download call is replaced: the first copy served is damaged, a forced one is whole."""
-    whole, damaged = write(tmp_path / "whole.jsonl", TEXTS), write(tmp_path / "damaged.jsonl", TEXTS[:1])
-    calls: list[dict[str, Any]] = []
-
-    def hf_hub_download(**arguments: Any) -> str:
-        calls.append(arguments)
-        return str(whole if arguments.get("force_download") else damaged)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    digest = hashlib.sha256(whole.read_bytes()).hexdigest()
-    corpus = Corpus(source="hub", repo="a/b", revision="r1", files=("en/x.jsonl",), sha256={"en/x.jsonl": digest})
-    return corpus, calls, whole
-
-
-def test_a_damaged_download_is_fetched_once_more(stand_in: tuple[Corpus, list[dict[str, Any]], Path]) -> None:
-    corpus, calls, _ = stand_in
-    assert list(documents(corpus, "all")) == TEXTS
-    assert [call.get("force_download", False) for call in calls] == [False, True]
-    assert {(call["repo_id"], call["revision"], call["repo_type"]) for call in calls} == {("a/b", "r1", "dataset")}
-
-
-def test_a_download_damaged_twice_is_refused(stand_in: tuple[Corpus, list[dict[str, Any]], Path]) -> None:
-    corpus, calls, whole = stand_in
-    whole.write_text("still wrong")
-    with pytest.raises(UserError, match="its SHA-256 is"):
-        list(documents(corpus, "all"))
-    assert len(calls) == 2
 
 
 # --- parts

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from oaem.config import ModelSource
 from oaem.errors import UserError
-from oaem.models import load, tensors
+from oaem.models import tensors
 from oaem.models.load import (
     block_count,
     embed_tokens,
@@ -300,27 +300,6 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError, match="hub cannot be reached"):
         materialise(HUB, tmp_path / "out")
-
-
-def test_hub_source_with_a_stand_in(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The snapshot call of the hub replaced by one that serves a local folder."""
-    snapshot = Path(shutil.copytree(tiny_llama, tmp_path / "snapshots" / "0123abcd"))
-    calls: list[dict[str, Any]] = []
-
-    def snapshot_download(**arguments: Any) -> Any:
-        calls.append(arguments)
-        return [SimpleNamespace(file_size=10, will_download=True)] if arguments.get("dry_run") else str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    facts = materialise(HUB, tmp_path / "out")
-    assert facts["revision"] == "0123abcd"
-    assert facts["origin"] == "someone/model"
-    assert TOKEN not in json.dumps(facts)
-    assert all(call["revision"] == "abc123" and call["token"] == TOKEN for call in calls)
-    assert not any(pattern.endswith((".bin", ".py", "*")) for call in calls for pattern in call["allow_patterns"])
-    assert load.block_count(tmp_path / "out") == BLOCKS
 
 
 def test_hub_source_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,10 +32,8 @@ class Workflow:
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(self.folder)]
         command += ["--configfile", str(self.folder / "config.yaml"), "--cores", "1", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, **options,
-        )  # fmt: skip
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options)
 
     def run(self, *arguments: str, **options: Any) -> tuple[int, str]:
         """Run snakemake to its end; returns its exit code and all it printed."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from oaem.corpora.tokens import read_tokens
 from oaem.grid import Run
-from oaem.runtime import provenance
 from oaem.runtime.atomic import write_json
 from oaem.runtime.jobs import job_device, run_job
 from oaem.sequential import prepare, quantize_range
@@ -21,8 +20,7 @@ def work(snakemake: Any) -> None:
         job = prepare(run, settings, model, tokens, device, str(snakemake.params.code))
         activations = manifest.parent.parent / "activations"
         reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, activations)
-        made_by = provenance.collect(device)
-    write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": made_by})
+    write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": job.made_by})
 
 
 if "snakemake" in globals():

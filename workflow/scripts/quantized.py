@@ -23,6 +23,8 @@ def work(snakemake: Any) -> None:
     sums = {f"{report['block']:04d}": report["sha256"] for report in reports}
     write_json(manifest, {"fingerprint": ranges[-1]["fingerprint"], "sha256": sums, "provenance": made_by})
     shutil.rmtree(manifest.parent / "activations", ignore_errors=True)
+    for leftover in (manifest.parent / "blocks").glob(".*.tmp"):  # of jobs that were killed while they wrote
+        leftover.unlink(missing_ok=True)
 
 
 if "snakemake" in globals():

@@ -6,15 +6,16 @@ from typing import Any
 
 from oaem.config import Corpus, TokenSet
 from oaem.corpora.tokens import token_set, write_tokens
-from oaem.models.load import load_tokenizer
+from oaem.models.load import load_tokenizer, require_vocabulary
 from oaem.runtime.jobs import run_job
 
 
 def work(snakemake: Any) -> None:
     asked = json.loads(snakemake.params.spec)
-    tokenizer = load_tokenizer(Path(snakemake.input.model).parent / "hf")
+    folder = Path(snakemake.input.model).parent / "hf"
     spec, corpus = TokenSet.model_validate(asked["spec"]), Corpus.model_validate(asked["corpus"])
-    tokens, protocol = token_set(spec, corpus, tokenizer, asked["seed"])
+    tokens, protocol = token_set(spec, corpus, load_tokenizer(folder), asked["seed"])
+    require_vocabulary(folder, tokens)
     write_tokens(Path(snakemake.output.tokens), tokens, protocol)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from oaem.config import Corpus
 from oaem.corpora.embedded import embedded_documents
 from oaem.corpora.files import read_documents
-from oaem.corpora.hub import fetch_file, require_checksum
 from oaem.corpora.parts import part_of
 from oaem.errors import UserError
+from oaem.models.download import fetch_file, require_checksums
+from oaem.runtime.provenance import checksum
 
 
 def documents(corpus: Corpus, part: str) -> Iterator[str]:
@@ -28,13 +29,14 @@ def corpus_files(corpus: Corpus) -> Iterator[Path]:
     """The local files of a hub or folder corpus, in order, each fetched and checked when its turn comes."""
     for file in corpus.files:
         if corpus.source == "hub":
-            yield fetch_file(corpus, file)
+            expected = corpus.sha256.get(file)
+            yield fetch_file(str(corpus.repo), file, corpus.revision, "dataset", expected=expected)[0]
             continue
         path = Path(str(corpus.path)).expanduser() / file
         if not path.is_file():
             raise UserError(f"{path}: no such file; check `path` and `files` of the corpus.")
         if file in corpus.sha256:
-            require_checksum(path, corpus.sha256[file])
+            require_checksums({file: checksum(path)}, {file: corpus.sha256[file]}, str(path.parent))
         yield path
 
 

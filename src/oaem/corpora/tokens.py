@@ -55,7 +55,7 @@ def token_set(spec: TokenSet, corpus: Corpus, tokenizer: Any, seed: int) -> tupl
         "documents": cut.documents,
         "tokens_read": cut.tokens,
         "tokenizer": _fingerprint(tokenizer),
-        "sha256": hashlib.sha256(cut.windows.numpy().tobytes()).hexdigest(),
+        "sha256": _checksum(cut.windows),
     }
     return cut.windows, protocol
 
@@ -73,9 +73,16 @@ def read_tokens(path: Path | str) -> tuple[torch.Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as stored:
             protocol = json.loads(stored.metadata()["protocol"])
-            return stored.get_tensor("tokens"), protocol
+            tokens = stored.get_tensor("tokens")
+            if protocol.get("sha256") not in (None, _checksum(tokens)):
+                raise ValueError("its checksum does not agree")
+            return tokens, protocol
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a file of tokens ({error}); delete it and run the same command again.") from None
+
+
+def _checksum(tokens: torch.Tensor) -> str:
+    return hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
 
 
 def _random_documents(spec: TokenSet, texts: Iterable[str], tokenize: Tokenize, seed: int) -> Cut:

@@ -23,13 +23,13 @@ def call_hub(function: Callable[..., T], repo: str, gated: bool = False, **argum
     try:
         return function(repo_id=repo, token=token or False, **arguments)
     except Exception as error:
-        reason = _reason(error, repo, token, arguments.get("revision"))
+        reason = _reason(error, repo, token, arguments)
         if reason is None:
             raise
         raise UserError(f"{repo}: {reason}") from None
 
 
-def _reason(error: BaseException, repo: str, token: str | None, revision: str | None) -> str | None:
+def _reason(error: BaseException, repo: str, token: str | None, asked: dict[str, Any]) -> str | None:
     """What went wrong and what to do about it; None if it is no fault of the hub, the network or the disk."""
     from huggingface_hub import errors
 
@@ -39,7 +39,7 @@ def _reason(error: BaseException, repo: str, token: str | None, revision: str | 
     if isinstance(error, errors.GatedRepoError):
         return _locked(repo)
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"has no revision {revision!r} on the hub; set `revision` to one of its commits."
+        return f"has no revision {asked.get('revision')!r} on the hub; set `revision` to one of its commits."
     if isinstance(error, errors.HfHubHTTPError) and _status(error) in (401, 403):
         return _refused(token)
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -50,9 +50,13 @@ def _reason(error: BaseException, repo: str, token: str | None, revision: str | 
             "network and HF_ENDPOINT, unset HF_HUB_OFFLINE, or fetch the files elsewhere and use `source: folder`."
         )
     if isinstance(error, errors.EntryNotFoundError):
-        return f"{_first_line(error, token)} Check the file's name and the revision."
+        return f"has no file {asked.get('filename')!r} at revision {asked.get('revision')!r}; check both."
     if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError):
         return f"the hub answered with an error: {_first_line(error, token)} Try again later."
+    if isinstance(error, OSError) and error.errno is None:
+        return (
+            f"the download broke off ({_first_line(error, token)}). Run the same command again: it goes on from there."
+        )
     if isinstance(error, OSError):
         return f"cannot be stored ({_first_line(error, token)}); check the space and the rights of HF_HOME."
     return None

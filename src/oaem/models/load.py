@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from oaem.errors import UserError
 from oaem.models.families import Family, family_of, linear_names
 from oaem.models.skeleton import block_list, build_skeleton, enter_block, fill_buffers
-from oaem.models.tensors import read_selected, read_tensors, tensor_files
+from oaem.models.tensors import read_selected, read_tensors
 
 __all__ = [
     "block_count",
@@ -24,6 +24,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "read_tensors",
+    "require_vocabulary",
 ]
 
 # Jobs show progress of their own; a bar for every load of a block would bury it.
@@ -56,14 +57,30 @@ def load_tokenizer(folder: Path | str) -> Any:
     return tokenizer
 
 
+def require_vocabulary(folder: Path | str, tokens: torch.Tensor) -> None:
+    """UserError unless every token is one that the model in `folder` has an embedding for."""
+    size, lowest, highest = int(load_config(folder).vocab_size), int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= size:
+        raise UserError(
+            f"{folder}: token {highest if highest >= size else lowest} is not in the model's vocabulary of {size}: the "
+            "tokens were made with another model's tokenizer. Put the model's own beside its weights, delete the "
+            "tokens and run the same command again."
+        )
+
+
 def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """The whole causal LM in eval mode, its weights in `dtype` on `device`."""
-    config = load_config(folder)
-    tensor_files(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    return model.to(device).eval()
+    """The whole causal LM in eval mode, its weights in `dtype` on `device`.
+
+    It is filled block by block: beside what `device` holds, no more than one block is in memory at a time.
+    """
+    folder, config = Path(folder), load_config(folder)
+    family = family_of(config)
+    model = build_skeleton(config, dtype)
+    for index, block in enumerate(block_list(model, family)):
+        _fill_block(block, family, folder, index, dtype, device)
+    _fill_rest(model, model, family, folder, dtype, device)
+    fill_buffers(model, family, config, device)
+    return model.eval()
 
 
 def block_count(folder: Path | str) -> int:
@@ -87,15 +104,7 @@ def load_block(folder: Path | str, index: int, dtype: torch.dtype, device: torch
     blocks = block_list(build_skeleton(config, dtype), family)
     if not 0 <= index < len(blocks):
         raise UserError(f"{folder}: has blocks 0 to {len(blocks) - 1}, not {index}.")
-    prefix = family.block_prefix(index)
-    found = read_tensors(folder, prefix)
-    _fill(
-        blocks[index],
-        {name.removeprefix(prefix): t for name, t in found.items()},
-        f"{folder}: block {index}",
-        dtype,
-        device,
-    )
+    _fill_block(blocks[index], family, Path(folder), index, dtype, device)
     return blocks[index].eval()
 
 
@@ -107,9 +116,10 @@ def embed_tokens(
     Of the weights only the embedding, and whatever else the family has before its blocks, is read.
     """
     config = load_config(folder)
+    require_vocabulary(folder, tokens)
     family = family_of(config)
     model = build_skeleton(config, dtype)
-    _fill_entrance(model, family, Path(folder), dtype, device)
+    _fill_rest(model, model.get_decoder(), family, Path(folder), dtype, device)
     fill_buffers(model, family, config, device)
     hidden = [
         enter_block(model, family, 0, {"input_ids": batch.to(device, torch.long)})["hidden_states"]
@@ -118,17 +128,27 @@ def embed_tokens(
     return torch.cat(hidden)
 
 
-def _fill_entrance(model: Any, family: Family, folder: Path, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Load every weight of the decoder outside its blocks; the output embedding is left alone."""
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder) + "."
-    within = family.blocks.removeprefix(prefix) + "."
-    wanted = {name for name, _ in decoder.named_parameters() if not name.startswith(within)}
-    found = read_selected(folder, lambda name: name.removeprefix(prefix) in wanted and name.startswith(prefix))
-    found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
-    for path in sorted({name.rpartition(".")[0] for name in wanted}):
-        own = {name.removeprefix(f"{path}."): t for name, t in found.items() if name.rpartition(".")[0] == path}
-        _fill(decoder.get_submodule(path), own, f"{folder}: {prefix}{path}", dtype, device)
+def _fill_block(
+    block: nn.Module, family: Family, folder: Path, index: int, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    prefix = family.block_prefix(index)
+    found = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(folder, prefix).items()}
+    _fill(block, found, f"{folder}: block {index}", dtype, device)
+
+
+def _fill_rest(
+    model: Any, part: nn.Module, family: Family, folder: Path, dtype: torch.dtype, device: torch.device | str
+) -> None:
+    """Load every weight of `part` of the model outside its blocks, a module at a time; tied ones are read once."""
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is part)
+    paths = {name.rpartition(".")[0] for name, _ in part.named_parameters()}
+    for path in sorted(path for path in paths if not f"{prefix}{path}.".startswith(f"{family.blocks}.")):
+        module = part.get_submodule(path)
+        start = f"{prefix}{path}." if path else prefix
+        own = {start + name: name for name, _ in module.named_parameters(recurse=False)}
+        found = {own[name]: tensor for name, tensor in read_selected(folder, own.__contains__).items()}
+        _fill(module, found, f"{folder}: {start.rstrip('.')}", dtype, device)
+    model.tie_weights()
 
 
 def _fill(

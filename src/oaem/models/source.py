@@ -14,6 +14,7 @@ import torch
 
 from oaem.config import ModelSource
 from oaem.errors import UserError
+from oaem.models.download import complete, fetch_file, require_checksums
 from oaem.models.embedded import convert_embedded
 from oaem.models.families import family_of
 from oaem.models.hub import call_hub
@@ -22,6 +23,7 @@ from oaem.models.skeleton import build_skeleton
 from oaem.models.tensors import INDEX, SINGLE, stored_shapes, tensor_files
 from oaem.runtime.atomic import atomic_folder
 from oaem.runtime.devices import require_disk
+from oaem.runtime.provenance import checksum
 
 # Weights as safetensors, configuration and tokenizer: nothing that is code or a pickle.
 PATTERNS = ("*.safetensors", "*.json", "tokenizer.model", "vocab.txt", "merges.txt", "chat_template.jinja")
@@ -32,8 +34,9 @@ IGNORED = ("*/*", "consolidated*", "adapter_*")
 def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
     """Write the model of `source` to `folder`, whole or not at all, and return facts about it.
 
-    The facts: source, label, revision, family, blocks, parameters, stored dtype, bytes. A model that is there already
-    is replaced. UserError if the source lacks anything, is damaged, gated, or of an unknown family.
+    The facts: source, label, origin, revision, family, blocks, parameters, bytes, and the SHA-256 of every file, which
+    is worked out here alone. A model that is there already is replaced. UserError if the source lacks anything, is
+    damaged, gated, of an unknown family, or not what `source.sha256` says.
     """
     fetch: dict[str, Callable[[ModelSource, Path], dict[str, Any]]] = {
         "embedded": convert_embedded,
@@ -43,6 +46,8 @@ def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
     _refuse_foreign(Path(folder))
     with atomic_folder(folder) as temporary:
         origin = fetch[source.source](source, temporary)
+        files = origin.pop("files", None) or {file.name: checksum(file) for file in sorted(temporary.iterdir())}
+        require_checksums(files, source.sha256, str(origin["origin"]))
         try:
             facts = check_folder(temporary)
         except UserError as error:
@@ -53,7 +58,7 @@ def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
         raise UserError(
             f"{source.label}: has {facts['blocks']} blocks, but the configuration says `blocks: {source.blocks}`."
         )
-    return {"source": source.source, "label": source.label, **origin, **facts}
+    return {"source": source.source, "label": source.label, **origin, **facts, "files": files}
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def _fetch_hub(source: ModelSource, target: Path) -> dict[str, Any]:
-    """Fetch into the hub's cache, which resumes after an interruption, and link from there."""
+    """Fetch into the hub's cache, check every file there, and link from it."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
 
@@ -103,9 +108,15 @@ def _fetch_hub(source: ModelSource, target: Path) -> dict[str, Any]:
     missing = sum(file.file_size for file in files if file.will_download)
     if missing:
         require_disk(Path(constants.HF_HUB_CACHE), missing, f"the download of {repo}")
+    for file in files:
+        call_hub(complete, repo, source.gated, filename=file.filename, revision=file.commit_hash, repo_type="model")
     snapshot = Path(call_hub(snapshot_download, repo, source.gated, **wanted))
+    sums = {}
+    for name in sorted(file.name for file in snapshot.iterdir() if _wanted(file.name)):
+        expected = source.sha256.get(name)
+        _, sums[name] = fetch_file(repo, name, snapshot.name, "model", gated=source.gated, expected=expected)
     _place(snapshot, target, repo)
-    return {"origin": repo, "revision": snapshot.name}
+    return {"origin": repo, "revision": snapshot.name, "files": sums}
 
 
 def _copy_folder(source: ModelSource, target: Path) -> dict[str, Any]:

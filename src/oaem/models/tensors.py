@@ -11,7 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from oaem.errors import UserError
+from oaem.runtime.atomic import read_json, write_json
+from oaem.runtime.digest import digest
 
+# Beside a model's folder: the digest of each of its tensors, written when the model was fetched.
+DIGESTS = "tensors.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -44,7 +48,11 @@ def read_tensors(folder: Path | str, prefix: str = "") -> dict[str, torch.Tensor
 
 
 def read_selected(folder: Path | str, wanted: Callable[[str], bool]) -> dict[str, torch.Tensor]:
-    """Every tensor whose name is `wanted`; only these are read from the disk."""
+    """Every tensor whose name is `wanted`; only these are read from the disk.
+
+    UserError if one is not what it was when the model was fetched, where that has been written down.
+    """
+    known = _digests(folder)
     by_file: dict[Path, list[str]] = {}
     for name, file in tensor_files(folder).items():
         if wanted(name):
@@ -52,8 +60,30 @@ def read_selected(folder: Path | str, wanted: Callable[[str], bool]) -> dict[str
     found: dict[str, torch.Tensor] = {}
     for file, names in by_file.items():
         with open_tensors(file) as shard:
-            found |= {name: shard.get_tensor(name) for name in names}
+            tensors = {name: shard.get_tensor(name) for name in names}
+        for name, tensor in tensors.items():
+            if known.get(name) not in (None, digest(tensor)):
+                raise UserError(
+                    f"{file}: {name} is damaged (its checksum does not agree); delete {Path(folder).parent}/"
+                    "manifest.json and run the same command again: the model is fetched anew."
+                )
+        found |= tensors
     return found
+
+
+def write_digests(folder: Path | str) -> None:
+    """Write down what every tensor of the model in `folder` is now, for later readers to compare with."""
+    known: dict[str, str] = {}
+    for file in sorted(set(tensor_files(folder).values())):
+        with open_tensors(file) as shard:
+            known |= {name: digest(shard.get_tensor(name)) for name in shard.keys()}  # noqa: SIM118
+    write_json(Path(folder).parent / DIGESTS, known)
+
+
+def _digests(folder: Path | str) -> dict[str, str]:
+    """The digests that `write_digests` wrote, by tensor; empty for a folder that was not fetched by the workflow."""
+    path = Path(folder).parent / DIGESTS
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def stored_shapes(folder: Path | str) -> dict[str, tuple[int, ...]]:

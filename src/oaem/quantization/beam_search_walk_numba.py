@@ -26,6 +26,70 @@ def padded(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
+@compiled(inline="always")
+def _bend_of(bend, scale, hessian, first, entries, top, code, group_size):  # type: ignore[no-untyped-def]
+    """bend = s H_jj C_m[old] [g], for the group whose columns start at `first` and the codebook at row `top`."""
+    for i in range(group_size):
+        total = np.float32(0)
+        for j in range(group_size):
+            total += hessian[first + i, first + j] * entries[top + j, code]
+        bend[i] = scale * total
+
+
+@compiled(inline="always")
+def _key(bits):  # type: ignore[no-untyped-def]
+    """An integer that orders like the float32 whose bits these are: only integer minima become vector code."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+
+
+@compiled(inline="always")
+def _lowest_key(bits, h, size):  # type: ignore[no-untyped-def]
+    # A length that the compiler does not know keeps it from unrolling this into single comparisons.
+    lowest = np.int32(0x7FFFFFFF)
+    for k in range(size):
+        lowest = min(lowest, _key(bits[h, k]))
+    return lowest
+
+
+@compiled(inline="always")
+def _score(scores, h, curvature, place, m, constant, square, slope, entries, group_size, wide):  # type: ignore[no-untyped-def]
+    """scores[h, k] = constant + s^2 c H_jj c + slope . c for every entry c of codebook m."""
+    for k in range(wide):
+        total = constant + square * curvature[place, m, k]
+        for i in range(group_size):
+            total += slope[i] * entries[m * group_size + i, k]
+        scores[h, k] = total
+
+
+@compiled(inline="always")
+def _move(local, after, before, slope, hessian, first, group_size, columns):  # type: ignore[no-untyped-def]
+    """local[after] = local[before] + slope @ hessian[group] up to `columns`; beyond the group no one reads."""
+    for k in range(columns):
+        total = local[before, k]
+        for i in range(group_size):
+            total += slope[i] * hessian[first + i, k]
+        local[after, k] = total
+
+
+@compiled(inline="always")
+def _select(scores, bits, size, tops, alive, chosen, chosen_scores, kept, codebook_size, wide):  # type: ignore[no-untyped-def]
+    """The `kept` lowest of scores[:alive] in ascending order, the lower index first among equals.
+
+    `bits` are those of the scores, `tops` the lowest key of each hypothesis; chosen scores are overwritten.
+    """
+    for nth in range(kept):
+        h = 0
+        for other in range(1, alive):
+            if tops[other] < tops[h]:
+                h = other
+        best, position = tops[h], np.int32(wide)
+        for k in range(wide):
+            position = min(position, np.int32(k) if _key(bits[h, k]) == best else np.int32(wide))
+        chosen[nth], chosen_scores[nth] = h * codebook_size + position, scores[h, position]
+        scores[h, position] = np.inf
+        tops[h] = _lowest_key(bits, h, size)
+
+
 @lru_cache
 def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[..., None]:
     """The search through one lazy block of at most `columns` columns (whole vectors), for every row.
@@ -35,72 +99,8 @@ def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[
     the beam's objective [rows, beam_width], links [places, M, rows, beam_width, 2] and the number of hypotheses at the
     start. It visits the last place first and fills `objective` and `links` in place.
     """
-    width_of_entries, half = padded(codebook_size), padded(columns // 2)
-
-    @compiled(inline="always")
-    def bend_of(bend, scale, hessian, first, entries, top, code):  # type: ignore[no-untyped-def]
-        """bend = s H_jj C_m[old] [g], for the group whose columns start at `first` and the codebook at row `top`."""
-        for i in range(group_size):
-            total = np.float32(0)
-            for j in range(group_size):
-                total += hessian[first + i, first + j] * entries[top + j, code]
-            bend[i] = scale * total
-
-    @compiled(inline="always")
-    def key(bits):  # type: ignore[no-untyped-def]
-        """An integer that orders like the float32 whose bits these are: only integer minima become vector code."""
-        return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-
-    @compiled(inline="always")
-    def lowest_key(bits, h, size):  # type: ignore[no-untyped-def]
-        # A length that the compiler does not know keeps it from unrolling this into single comparisons.
-        lowest = np.int32(0x7FFFFFFF)
-        for k in range(size):
-            lowest = min(lowest, key(bits[h, k]))
-        return lowest
-
-    @compiled(inline="always")
-    def score(scores, h, curvature, place, m, constant, square, slope, entries):  # type: ignore[no-untyped-def]
-        """scores[h, k] = constant + s^2 c H_jj c + slope . c for every entry c of codebook m."""
-        for k in range(width_of_entries):
-            total = constant + square * curvature[place, m, k]
-            for i in range(group_size):
-                total += slope[i] * entries[m * group_size + i, k]
-            scores[h, k] = total
-
-    @compiled(inline="always")
-    def move(local, after, before, slope, hessian, first):  # type: ignore[no-untyped-def]
-        """local[after] = local[before] + slope @ hessian[group]; what lies beyond the group is no longer read."""
-        if first + group_size <= half:
-            for k in range(half):
-                total = local[before, k]
-                for i in range(group_size):
-                    total += slope[i] * hessian[first + i, k]
-                local[after, k] = total
-        else:
-            for k in range(columns):
-                total = local[before, k]
-                for i in range(group_size):
-                    total += slope[i] * hessian[first + i, k]
-                local[after, k] = total
-
-    @compiled(inline="always")
-    def select(scores, bits, size, tops, alive, chosen, chosen_scores, kept):  # type: ignore[no-untyped-def]
-        """The `kept` lowest of scores[:alive] in ascending order, the lower index first among equals.
-
-        `bits` are those of the scores, `tops` the lowest key of each hypothesis; chosen scores are overwritten.
-        """
-        for nth in range(kept):
-            h = 0
-            for other in range(1, alive):
-                if tops[other] < tops[h]:
-                    h = other
-            best, position = tops[h], np.int32(width_of_entries)
-            for k in range(width_of_entries):
-                position = min(position, np.int32(k) if key(bits[h, k]) == best else np.int32(width_of_entries))
-            chosen[nth], chosen_scores[nth] = h * codebook_size + position, scores[h, position]
-            scores[h, position] = np.inf
-            tops[h] = lowest_key(bits, h, size)
+    # Numbers alone may be free variables of `walk`: with functions among them numba would not find it in its cache.
+    wide, half = padded(codebook_size), padded(columns // 2)
 
     @compiled()
     def walk(  # type: ignore[no-untyped-def]
@@ -111,7 +111,7 @@ def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[
         size = entries.shape[1]
         # R of each hypothesis on two sides of `beam_width` rows: a step reads from one side and writes to the other.
         local = np.zeros((2 * beam_width, columns), np.float32)
-        scores = np.empty((beam_width, width_of_entries), np.float32)
+        scores = np.empty((beam_width, wide), np.float32)
         bits, tops = scores.view(np.int32), np.empty(beam_width, np.int32)
         chosen, chosen_scores = np.empty(beam_width, np.int64), np.empty(beam_width, np.float32)
         bend, slope = np.empty(group_size, np.float32), np.empty(group_size, np.float32)
@@ -125,7 +125,7 @@ def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[
                 for nth in range(num_codebooks):
                     m = visits[place, nth]
                     code, top = old[row, place, m], m * group_size
-                    bend_of(bend, scale, hessian, first, entries, top, code)
+                    _bend_of(bend, scale, hessian, first, entries, top, code, group_size)
                     for h in range(alive):
                         # The objective of taking the old entry out; `slope` is what putting one in costs a weight.
                         constant = objective[row, h]
@@ -133,10 +133,11 @@ def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[
                             pull = local[side + h, first + i]
                             constant += scale * entries[top + i, code] * (pull + pull + bend[i])
                             slope[i] = -(scale + scale) * (pull + bend[i])
-                        score(scores, h, curvature, place, m, constant, scale * scale, slope, entries)
-                        tops[h] = lowest_key(bits, h, size)
+                        square = scale * scale
+                        _score(scores, h, curvature, place, m, constant, square, slope, entries, group_size, wide)
+                        tops[h] = _lowest_key(bits, h, size)
                     kept = min(beam_width, alive * codebook_size)
-                    select(scores, bits, size, tops, alive, chosen, chosen_scores, kept)
+                    _select(scores, bits, size, tops, alive, chosen, chosen_scores, kept, codebook_size, wide)
                     other_side = beam_width - side
                     for h in range(kept):
                         parent, choice = chosen[h] // codebook_size, chosen[h] % codebook_size
@@ -145,7 +146,11 @@ def compile_walk(group_size: int, codebook_size: int, columns: int) -> Callable[
                         objective[row, h] = chosen_scores[h] - chosen_scores[0]
                         for i in range(group_size):
                             slope[i] = scale * (entries[top + i, code] - entries[top + i, choice])
-                        move(local, other_side + h, side + parent, slope, hessian, first)
+                        after, before = other_side + h, side + parent
+                        if first + group_size <= half:
+                            _move(local, after, before, slope, hessian, first, group_size, half)
+                        else:
+                            _move(local, after, before, slope, hessian, first, group_size, columns)
                     alive, side = kept, other_side
 
     return walk

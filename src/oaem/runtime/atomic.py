@@ -16,51 +16,72 @@ from oaem.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the name `path` when the body ends without an error.
 
     Two writers at once each have their own temporary file, so the last rename wins and no reader ever sees a mixture.
+    Without `durable` a power cut may leave a damaged file, for readers that can tell and do without.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{path}: no space left on the device; free some and run the same command again.") from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _full_disk_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            if durable:
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
     """A temporary sibling of `folder` that takes its name, and the place of an earlier one, if the body succeeds."""
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-    replaced = temporary.with_suffix(".old")
+    with _full_disk_told(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        replaced = temporary.with_suffix(".old")
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                if file.stat().st_nlink == 1:  # a hard link is somebody else's file, too
+                    file.chmod(0o644)
+            temporary.chmod(0o755)
+            if folder.exists():
+                folder.rename(replaced)
+            temporary.rename(folder)
+        finally:
+            if replaced.exists() and not folder.exists():
+                replaced.rename(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    """Turn what the body raises for want of disk space into a UserError about `path`."""
     try:
-        yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            if file.stat().st_nlink == 1:  # a hard link is somebody else's file, too
-                file.chmod(0o644)
-        temporary.chmod(0o755)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        yield
+    except Exception as error:
+        if is_full_disk(error):
+            raise UserError(f"{path}: no space left on the device; free some and run the same command again.") from None
+        raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether `error` says that a device or a quota is full; libraries in Rust say so in their message alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    return any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -82,5 +82,5 @@ def require_disk(folder: Path, needed: int, purpose: str) -> None:
     if free < needed:
         raise UserError(
             f"{folder}: {purpose} needs {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free. Free some space, "
-            "or set `results` to a folder on a larger disk."
+            "or make the folder a link to one on a larger disk; then run the same command again."
         )

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
+from oaem.runtime.atomic import is_full_disk
 from oaem.runtime.devices import claim_device
 from oaem.runtime.heap import keep_freed_memory
 
 log = logging.getLogger("oaem")
+# How PyTorch's allocator, the system and Python's threads put it.
+NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
+GO_ON = "Then run the same command again: what is finished is kept."
 
 
 def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
@@ -25,22 +29,22 @@ def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
     the log, and the terminal is told where to find it.
     """
     path = Path(str(snakemake.log[0]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _configure(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _configure(path)
+    except OSError as error:
+        sys.exit(f"{path}: the log cannot be written ({error}); mend that and run the same command again.")
     try:
         work(snakemake)
     except UserError as error:
         log.error("%s", error)
         _exit()
-    except MemoryError:
-        log.error("out of memory: run fewer jobs at once (--cores 1), or take a smaller window or batch size.")
-        _exit()
     except Exception as error:
-        if _is_cuda_memory(error):
-            log.error("the GPU is out of memory: %s. Use a GPU with more memory, or smaller batches.", error)
-            _exit()
-        log.debug("unexpected failure", exc_info=True)
-        log.error("unexpected %s: %s (traceback in %s)", type(error).__name__, error, path)
+        told = _what_a_user_can_mend(error)
+        if told is None:
+            log.debug("unexpected failure", exc_info=True)
+            told = f"unexpected {type(error).__name__}: {error} (traceback in {path})"
+        log.error("%s", told)
         _exit()
 
 
@@ -62,12 +66,24 @@ def _exit() -> None:
     sys.exit(1)
 
 
-def _is_cuda_memory(error: Exception) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
+def _what_a_user_can_mend(error: Exception) -> str | None:
+    """The one message for a machine that is too small; None for a fault of this project."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the GPU is out of memory: {_first_line(error)} Use a GPU with more memory, or smaller batches. {GO_ON}"
+    if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in NO_MEMORY):
+        return f"out of memory: run fewer jobs at once (--cores 1), or take a smaller window or batch size. {GO_ON}"
+    if is_full_disk(error):
+        return f"no space left on the device: {_first_line(error)}. Free some. {GO_ON}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _configure(path: Path) -> None:
     """Everything to the log file; what a person wants to see to the terminal."""
+    logging.raiseExceptions = False  # a log on a full disk must not bury the one message that says so
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     file = logging.FileHandler(path, mode="a", encoding="utf-8")

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -23,12 +23,23 @@ RUN_ROOMS = (
     "models/skeleton.py",
     "models/tensors.py",
     "models/precision.py",
+    "models/cpu_attention.py",
+    "quantization/product.py",
     "quantization/weight.py",
     "checkpoint.py",
 )
 # What the numbers of each stage depend on. A change of code elsewhere reruns nothing expensive.
 ROOMS = {
-    "quantization": ("quantization", "models", "sequential.py", "checkpoint.py", "geometry.py", "runtime/seeds.py"),
+    "quantization": (
+        "quantization",
+        "models/capture.py",
+        "models/families.py",
+        "sequential.py",
+        "activations.py",
+        "geometry.py",
+        "runtime/seeds.py",
+        *RUN_ROOMS,
+    ),
     "pv": ("pv", "evaluation/perplexity.py", "quantization/linear.py", *RUN_ROOMS, "runtime/seeds.py"),
     "tokens": ("corpora", "runtime/seeds.py"),
     "model": ("models/source.py", "models/embedded.py"),
@@ -38,7 +49,10 @@ ROOMS = {
         "evaluation/downstream_embedded.py",
         "evaluation/downstream_harness.py",
         "corpora/embedded.py",
+        "corpora/files.py",
         "corpora/parts.py",
+        "stages.py",
+        "runtime/seeds.py",
         *RUN_ROOMS,
     ),
 }
@@ -82,13 +96,14 @@ def checksum(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_fingerprint(folder: Path) -> str:
-    """A hash of all files of a folder by name and content."""
-    return fingerprint({path.name: checksum(path) for path in sorted(folder.iterdir()) if path.is_file()})
+def collect(
+    device: str, *, settings: Mapping[str, Any] | None = None, code: str | None = None, seed: int | None = None
+) -> dict[str, Any]:
+    """Versions, machine, device and commit of this process, and what its job was told: settings, code, seed.
 
-
-def collect(device: str) -> dict[str, Any]:
-    """Versions, machine, device and commit of this process."""
+    Settings are kept as a fingerprint, code is one already; a job without a seed of its own has null.
+    """
+    job = {} if settings is None else {"settings": fingerprint(settings), "code": code, "seed": seed}
     return {
         "versions": versions(),
         "python": platform.python_version(),
@@ -96,6 +111,7 @@ def collect(device: str) -> dict[str, Any]:
         "device": device_name(device),
         "commit": commit(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        **job,
     }
 
 
@@ -109,6 +125,13 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def plugin_version(group: str, name: str) -> str | None:
+    """The package and version that the entry point `name` of `group` comes from; None if no package has one."""
+    for point in metadata.entry_points(group=group, name=name):
+        return None if point.dist is None else f"{point.dist.name} {point.dist.version}"
+    return None
 
 
 def device_name(device: str) -> str:
