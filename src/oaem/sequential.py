@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
 from oaem.models.precision import compute_dtype
+from oaem.observation import batch_size, observe
 from oaem.quantization.block_tuning import tune_block
-from oaem.quantization.hessian import HessianAccumulator
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
@@ -45,10 +44,6 @@ from oaem.runtime.seeds import derive
 from oaem.settings import BlockTuningSettings, LayerSettings
 
 log = logging.getLogger(__name__)
-
-
-class _Enough(Exception):  # noqa: N818 (a signal, not an error)
-    """The inputs of a sequential group have been seen; the rest of the block need not run."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
         raise UserError(f"{job.run.path}, block {index}: {error}") from None
     if index + 1 < block_count(job.model_folder):
         with clock.phase("forward"):
-            hidden = run_block(block, hidden, arguments, batch=_batch(hidden))
+            hidden = run_block(block, hidden, arguments, batch=batch_size(hidden))
         _require_finite(hidden, job, index)
         with clock.phase("save"):
             write_activations(activations, index + 1, hidden, job.fingerprint)
@@ -196,44 +191,6 @@ def _quantize_linear(
     return result
 
 
-@torch.no_grad()
-def observe(
-    block: nn.Module, group: tuple[str, ...], hidden: Tensor, arguments: dict[str, Any], targets: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Run the block in its current state: the Hessian of each linear of `group`, and the block's outputs if asked for.
-
-    Linears that read the very same tensor share one Hessian. Without targets the forward stops at the group.
-    """
-    seen: dict[str, Tensor] = {}
-    accumulators: dict[str, HessianAccumulator] = {}
-    shared: dict[str, str] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[name] = inputs[0]
-            if not targets and len(seen) == len(group):
-                raise _Enough
-
-        return keep
-
-    outputs = []
-    with ExitStack() as stack:
-        for name in group:
-            stack.callback(block.get_submodule(name).register_forward_pre_hook(hook(name)).remove)
-        for chunk in hidden.split(_batch(hidden)):
-            seen.clear()
-            with suppress(_Enough):
-                outputs.append(run_block(block, chunk, arguments, batch=len(chunk)))
-            if not shared:
-                shared = {name: next(other for other in group if seen[other] is seen[name]) for name in group}
-                widths = {name: seen[name].shape[-1] for name in set(shared.values())}
-                accumulators = {name: HessianAccumulator(width, hidden.device) for name, width in widths.items()}
-            for name, accumulator in accumulators.items():
-                accumulator.update(seen[name])
-    hessians = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-    return {name: hessians[shared[name]] for name in group}, torch.cat(outputs) if targets else None
-
-
 def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, activations: Path) -> Tensor:
     """The inputs of block `index` [sequences, window, hidden] on the job's device.
 
@@ -255,7 +212,7 @@ def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, a
         block = _load(job, done)
         restore(block, load_block_state(blocks, done), job.dtype)
         arguments = block_arguments(job.model_folder, done, hidden.shape[1], job.dtype, job.device)
-        hidden = run_block(block, hidden, arguments, batch=_batch(hidden))
+        hidden = run_block(block, hidden, arguments, batch=batch_size(hidden))
     return hidden
 
 
@@ -290,11 +247,6 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     if not isinstance(linear, nn.Linear):
         raise UserError(f"{name} is a {type(linear).__name__}, not a linear layer: the model's family does not fit it.")
     return linear
-
-
-def _batch(hidden: Tensor) -> int:
-    """Sequences a forward pass: about 4096 tokens, which keeps a CPU's caches and a GPU's units busy."""
-    return max(1, 4096 // hidden.shape[1])
 
 
 def _require_finite(hidden: Tensor, job: SequentialJob, index: int) -> None:

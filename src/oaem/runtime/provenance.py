@@ -35,6 +35,7 @@ ROOMS = {
         "models/capture.py",
         "models/families.py",
         "sequential.py",
+        "observation.py",
         "activations.py",
         "geometry.py",
         "runtime/seeds.py",
