@@ -12,6 +12,7 @@ at the rate that a large bfloat16 product reaches in the same run. The teacher r
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import sys
@@ -80,6 +81,10 @@ def seconds(call: Any, device: str, times: int) -> float:
 
 def measure(name: str, depth: int, window: int, device: str, place: Path) -> dict[str, Any]:
     """One depth: seconds of a sequence and of an optimiser step, their floor, and the device's peak."""
+    gc.collect()  # blocks and what they are compiled into refer to each other
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     folder = place / f"model-{depth}"
     make_model(name, folder, device, depth)
     text = {"corpus": "random", "protocol": "joined", "window": window}
@@ -97,7 +102,6 @@ def measure(name: str, depth: int, window: int, device: str, place: Path) -> dic
     found["operations"] = products(name, depth, window)
     if device.startswith("cuda"):
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
     tuning.teacher.close()
     return found
 
