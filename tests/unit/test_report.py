@@ -92,11 +92,17 @@ def test_names_cannot_break_the_page() -> None:
 
 def test_the_summary_names_points_texts_and_places() -> None:
     config = load("config.yaml")
-    text = summary(invented(config), config)
-    assert text.count("b=4, e=2") == 4, "at two rates, before and after PV-tuning"
+    metrics = invented(config)
+    text = summary(metrics, config)
+    assert text.count("b=2, e=2") == 4, "at two rates, before and after PV-tuning"
+    assert text.count("b=4, e=2") == 2, "at one rate, before and after PV-tuning"
     for word in ("WikiHow (in-domain)", "LAMBADA (near)", "Wikipedia (far)", "results/tables", "results/report.html"):
         assert word in text
-    assert "in 18 of 18 comparisons" in text
+    texts, stages = metrics.dataset.isin(config.evaluation.perplexity), metrics.stage.isin(["pre_pv", "post_pv"])
+    paired = metrics[(metrics.metric == "perplexity") & texts & stages].pivot(
+        index=["geometry", "beam_width", "max_epochs", "stage", "dataset"], columns="init", values="value"
+    )
+    assert f"in {(paired.oaem < paired.greedy).sum()} of {5 * 2 * 3} comparisons" in text
     assert "oaem_exact" not in text
     assert "No pair" in summary(EMPTY, config)
 

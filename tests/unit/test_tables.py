@@ -78,12 +78,9 @@ def test_embedded_grid_uses_its_own_domains_and_points() -> None:
     config = load("config.yaml")
     first = build("table1", invented(config), config, PAPER)
     assert {"boolq_ours", "wikihow_ours", "q_time_min_ours"} <= set(first.columns)
-    assert first[["init", "beam"]].iloc[1:].values.tolist() == [
-        ["Greedy", 1],
-        ["Greedy", 4],
-        ["OA-EM", 1],
-        ["OA-EM", 4],
-    ]
+    points = [(1, 2), (2, 2), (4, 2), (2, 1)]
+    expected = [[init, beam, epochs] for init in ("Greedy", "OA-EM") for beam, epochs in points]
+    assert first[["init", "beam", "epochs"]].iloc[1:].values.tolist() == expected
     assert first.filter(like="_paper").isna().all(axis=None)
     fifth = build("table5", invented(config), config, PAPER)
     assert fifth["benchmark"].tolist() == ["WikiHow", "LAMBADA", "Wikipedia"]
@@ -153,7 +150,7 @@ def test_a_ratio_pairs_runs_of_the_same_seed() -> None:
     far = metrics[
         (metrics["dataset"] == "boolq") & (metrics["stage"] == "pre_pv") & (metrics["geometry"] == "2bpp-2x6g6")
     ]
-    for index, row in far[far["beam_width"] == 4].iterrows():
+    for index, row in far[(far["beam_width"] == 2) & (far["max_epochs"] == 2)].iterrows():
         metrics.loc[index, "value"] = {("greedy", 1): 10.0, ("oaem", 1): 5.0, ("greedy", 2): 90.0, ("oaem", 2): 30.0}[
             row["init"], row["seed"]
         ]
