@@ -275,14 +275,14 @@ def test_a_lost_epoch_starts_it_again(
 def test_a_loss_that_is_no_number_stops_it_and_deletes_nothing(
     model: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = trainer.kl_divergence
+    original = trainer.backward_kl
     calls: list[int] = []
 
     def overflowing(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return original(*arguments) * (math.nan if len(calls) == 5 else 1.0)  # one call a step
 
-    monkeypatch.setattr(trainer, "kl_divergence", overflowing)
+    monkeypatch.setattr(trainer, "backward_kl", overflowing)
     with pytest.raises(UserError, match=r"step 5 of 9: loss nan.*Lower pv.lr"):
         run_toy(model, tmp_path)
     monkeypatch.undo()

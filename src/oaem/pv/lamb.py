@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import sqrt
 
 import torch
@@ -34,6 +35,10 @@ def lamb_step(parameter: Tensor, gradient: Tensor, moments: dict[str, Tensor], s
 
     All tensors have one shape and dtype. Makes no host-device synchronisation.
     """
+    if parameter.is_cuda and parameter.dtype == torch.float32 and find_spec("triton") is not None:
+        from oaem.pv.lamb_triton import lamb_step_triton
+
+        return lamb_step_triton(parameter, gradient, moments, step, lamb)
     average = gradient
     if lamb.beta1:
         average = moments["first"].mul_(lamb.beta1).add_(gradient, alpha=1 - lamb.beta1)

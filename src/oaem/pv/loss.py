@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,6 +23,24 @@ def kl_divergence(
     """
     loss: Tensor = _ChunkedKL.apply(hidden, head, teacher_hidden, teacher_head, token_chunk)
     return loss
+
+
+def backward_kl(
+    hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, token_chunk: int, share: float
+) -> Tensor:
+    """Add the gradients of `share` times the divergence to everything it comes from; returns that product.
+
+    Arguments as for `kl_divergence`; `head` is a leaf.
+    """
+    if hidden.is_cuda and find_spec("triton") is not None:
+        from oaem.pv.loss_triton import kl_with_gradients_triton
+
+        loss, gradient = kl_with_gradients_triton(hidden, head, teacher_hidden, teacher_head, token_chunk, share)
+        hidden.backward(gradient)
+        return loss
+    loss = kl_divergence(hidden, head, teacher_hidden, teacher_head, token_chunk) * share
+    loss.backward()
+    return loss.detach()
 
 
 def kl_divergence_reference(hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> Tensor:

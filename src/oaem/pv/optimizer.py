@@ -57,16 +57,14 @@ class PVOptimizer:
 
     def step(self, step: int) -> int:
         """Update everything with the gradients at hand, those of `step` (from 1); returns how many codes changed."""
-        changed = 0
-        for name, linear in self.student.linears.items():
-            changed += self._linear_step(name, linear, step)
+        changed = [self._linear_step(name, linear, step) for name, linear in self.student.linears.items()]
         for name, parameter in self.student.parameters.items():
             if parameter.grad is not None:
                 self._lamb_step(name, parameter, parameter.grad, step)
-        return changed
+        return int(torch.stack(changed).sum())
 
     @torch.no_grad()
-    def _linear_step(self, name: str, linear: StudentLinear, step: int) -> int:
+    def _linear_step(self, name: str, linear: StudentLinear, step: int) -> Tensor:
         gradient = linear.weight_gradient
         codebooks_gradient, scales_gradient = weight_gradients(
             gradient, linear.codes, linear.codebooks, linear.row_scales

@@ -15,7 +15,7 @@ from oaem.pv.teacher import TeacherPlace
 Place = Literal["device", "host", "disk"]
 # Short sequences share a forward pass up to this many: products as large as a processor likes, and what is as large as
 # the vocabulary (the head's cast and gradient) once for all of them. The paper's sequences are longer: one at a time.
-TOKENS_AT_ONCE = 1024
+TOKENS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,16 @@ def _activations(shape: ModelShape, settings: PVTuning, tokens: int, compute_byt
     block = block_activations(shape, tokens, compute_bytes)
     # The backward pass of a block holds gradients about as large as what the block kept.
     if settings.gradient_checkpointing:
-        return shape.blocks * tokens * shape.hidden * 4 + 2 * block
+        # A block's input; on a CUDA device attention's result too, which takes longer to make again than it is large.
+        return shape.blocks * tokens * (shape.hidden * 4 + shape.query * compute_bytes) + 2 * block
     return (shape.blocks + 1) * block
 
 
 def _logits(shape: ModelShape, settings: PVTuning, tokens: int, compute_bytes: int) -> int:
     """Logits of a chunk, of student and teacher, and probabilities.
 
-    And of the head: its cast, a chunk's gradient and their float32 sum; later that sum and its scaled copy.
+    And of the head: its cast, a chunk's gradient and their float32 sum; later that sum and its scaled copy. A CUDA
+    device needs no more: it holds logits of four times as many tokens, no probabilities, and one gradient of the head.
     """
     chunk = min(settings.token_chunk, tokens)
     return chunk * shape.vocabulary * (2 * compute_bytes + 3 * 4) + shape.embedding * 8

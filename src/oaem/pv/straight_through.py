@@ -44,19 +44,27 @@ def reencode(
     buffer: Tensor,
     max_code_change: float,
     generator: torch.Generator,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, Tensor]:
     """Re-encode the weight groups that lie farthest from `buffer` [out, in]; `codes` [out, in/g, M] change in place.
 
     The share `max_code_change` of the layer's groups, rounded up, takes part. Each walks the codebooks once in an order
     drawn from `generator`, and every code becomes the nearest one given the others. Distances are Euclidean, for the
     ranking in weight space, for the choice in row-normalised space. Returns the dequantised weight [out, in] that
-    results and the number of codes that changed.
+    results and the number of codes that changed, a tensor: nobody waits for the device here.
     """
-    num_codebooks, _, width = codebooks.shape
-    weight = dequantize(codes, codebooks, row_scales)
+    num_codebooks, size, width = codebooks.shape
     order = torch.randperm(num_codebooks, generator=generator).tolist()
+    count = groups_to_change(codes[..., 0].numel(), max_code_change)
+    if fits_kernels(codebooks, size):
+        from oaem.pv.reencode_triton import squared_distances_triton, walk_triton
+
+        distance = squared_distances_triton(codes, codebooks, row_scales, buffer)
+        chosen = distance.topk(count, sorted=False).indices
+        changed = walk_triton(codes, codebooks, row_scales, buffer, chosen, order)
+        return dequantize(codes, codebooks, row_scales), changed
+    weight = dequantize(codes, codebooks, row_scales)
     distance = (buffer - weight).reshape(-1, width).square_().sum(dim=1)
-    chosen = distance.topk(groups_to_change(distance.numel(), max_code_change), sorted=False).indices
+    chosen = distance.topk(count, sorted=False).indices
     flat = codes.view(-1, num_codebooks)
     code = flat[chosen].to(torch.int32)
     old = code.clone()
@@ -69,7 +77,7 @@ def reencode(
     flat[chosen] = code.to(codes.dtype)
     rows = row_scales[chosen // codes.shape[1], None]
     weight.view(-1, width)[chosen] = _sum_of_entries(code, codebooks) * rows
-    return weight, int((code != old).sum())
+    return weight, (code != old).sum()
 
 
 def groups_to_change(groups: int, share: float) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -17,6 +18,8 @@ from oaem.checkpoint import QuantizedState
 from oaem.errors import UserError
 from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
+from oaem.pv.compiled import prepare_blocks
+from oaem.pv.products import summing_linear
 from oaem.quantization.weight import AdditiveWeight, dequantize
 
 
@@ -46,7 +49,11 @@ class StudentLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return functional.linear(inputs, self.weight, self.bias)
+        if not _sums_gradients(inputs):
+            return functional.linear(inputs, self.weight, self.bias)
+        narrow = inputs.flatten(0, -2).to(self.weight.dtype)
+        outputs = summing_linear(narrow, self.weight.detach(), self.weight_gradient).unflatten(0, inputs.shape[:-1])
+        return outputs if self.bias is None else outputs + self.bias.to(outputs.dtype)
 
     @torch.no_grad()
     def dequantize(self) -> Tensor:
@@ -59,9 +66,45 @@ class StudentLinear(nn.Module):
         self.weight.copy_(dense)
 
     def _collect(self, weight: Tensor) -> None:
-        assert weight.grad is not None  # noqa: S101 (the hook runs when a gradient is there)
+        if weight.grad is None:  # it is in the sum already
+            return
         self.weight_gradient += weight.grad
         weight.grad = None
+
+
+class StudentEmbedding(nn.Module):
+    """Embeddings whose gradient is added, row by row, to that of the sequences before.
+
+    autograd would fill a gradient as large as the vocabulary for each sequence and add that.
+    """
+
+    def __init__(self, plain: nn.Embedding) -> None:
+        super().__init__()
+        self.weight, self.padding_idx = plain.weight, plain.padding_idx
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[...] -> [..., hidden]."""
+        rows: Tensor = _Rows.apply(tokens, self.weight, self.padding_idx)
+        return rows
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.weight, ctx.padding_idx = weight, padding_idx
+        return functional.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        (tokens,), weight = ctx.saved_tensors, ctx.weight
+        if ctx.padding_idx is not None:
+            gradient = gradient.masked_fill((tokens == ctx.padding_idx)[..., None], 0)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad.index_put_((tokens.flatten(),), gradient.flatten(0, -2), accumulate=True)
+        return None, None, None
 
 
 class Student:
@@ -92,6 +135,8 @@ class Student:
         self.linears = {name: self._replace(name, weight) for name, weight in state.linears.items()}
         self.model.to(device)
         use_cpu_attention(self.model)
+        if torch.device(device).type == "cuda":
+            self._gather_rows_of_embeddings()
         own = {f"{name}.{part}" for name in self.linears for part in ("codebooks", "row_scales")}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
@@ -102,7 +147,11 @@ class Student:
         with torch.no_grad():
             for name, tensor in state.tensors.items():
                 self.parameters[name].copy_(tensor)
-        self._checkpointed = self._checkpoint_gradients() if gradient_checkpointing else []
+        self._checkpointed: list[GradientCheckpointingLayer] = []
+        if torch.device(device).type == "cuda":
+            prepare_blocks(self.model, gradient_checkpointing)
+        elif gradient_checkpointing:
+            self._checkpointed = self._checkpoint_gradients()
 
     @property
     def head(self) -> Tensor:
@@ -153,6 +202,11 @@ class Student:
         self.model.config.tie_word_embeddings = False
         self.model.config.use_cache = False
 
+    def _gather_rows_of_embeddings(self) -> None:
+        plain = self.model.get_input_embeddings()
+        if type(plain) is nn.Embedding:  # another kind may do more than look up
+            self.model.set_input_embeddings(StudentEmbedding(plain))
+
     def _check(self, model_folder: Path, state: QuantizedState) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         given = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
@@ -183,6 +237,10 @@ class Student:
             block.gradient_checkpointing = True
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         return blocks
+
+
+def _sums_gradients(inputs: Tensor) -> bool:
+    return inputs.is_cuda and torch.is_grad_enabled()
 
 
 def _float32(tensor: Tensor, device: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
+from oaem.pv.compiled import prepare_blocks
 
 # memory, disk: hidden states are computed once and kept there, and the teacher's blocks are let go. live: the teacher
 # stays on the device and computes them every time. The values are the same: one sequence a forward pass in every case.
@@ -31,9 +32,11 @@ class Teacher:
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """tokens: [sequences, window] integer. `cache_file` is written only if `place` is disk."""
-        self.tokens, self.device, self.cache_file = tokens, device, cache_file
+        self.tokens, self.device, self.cache_file = tokens.to(device), device, cache_file
         model = load_model(model_folder, compute_dtype, device)
         use_cpu_attention(model)
+        if torch.device(device).type == "cuda":
+            prepare_blocks(model.requires_grad_(False), checkpointing=False)
         self._body: Any = model.get_decoder()
         self.head: Tensor = model.get_output_embeddings().weight.detach()
         self._cache: Tensor | None = None
@@ -45,7 +48,7 @@ class Teacher:
         """What the teacher's head reads for sequence `index`: [window, hidden] in the compute dtype."""
         if self._cache is not None:
             return self._cache[index].to(self.device)
-        output: Tensor = self._body(input_ids=self.tokens[index][None].to(self.device), use_cache=False)[0]
+        output: Tensor = self._body(input_ids=self.tokens[index][None], use_cache=False)[0]
         return output[0]
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from oaem.geometry import Geometry
 from oaem.models.load import load_config
 from oaem.pv import outcomes, resume
 from oaem.pv.automatic import automatic_plan
-from oaem.pv.loss import kl_divergence
+from oaem.pv.loss import backward_kl
 from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement, sequences_at_once
 from oaem.pv.student import Student
@@ -108,6 +108,7 @@ class _Tuning:
     ) -> None:
         self.job, self.initial, self.tokens, self.folder = job, state, tokens, folder
         self.identity, self.report = identity, report
+        self.near_tokens = tokens.to(job.device)  # a copy in each step would let the device run dry
         self.clock = PhaseClock(torch.cuda.synchronize if job.device.startswith("cuda") else None)
         self.per_epoch = len(tokens) // job.settings.batch_size
         self.steps = self.per_epoch * job.settings.epochs
@@ -115,7 +116,9 @@ class _Tuning:
         with self.clock.phase("teacher"):  # first, because its blocks may be let go before the student comes
             count = Progress("PV-tuning, teacher", len(tokens), report=report)
             place, cache = placement.teacher, folder / "teacher.cache"
-            self.teacher = Teacher(job.model_folder, tokens, job.compute_dtype, job.device, place, cache, count.step)
+            self.teacher = Teacher(
+                job.model_folder, self.near_tokens, job.compute_dtype, job.device, place, cache, count.step
+            )
         self.student = Student(
             job.model_folder, state, job.dtype, job.compute_dtype, job.device, job.settings.gradient_checkpointing
         )
@@ -161,12 +164,11 @@ class _Tuning:
 
     def _backward(self, sequences: list[int]) -> Tensor:
         """Add the gradient of some sequences' share of the batch's mean loss; returns that share."""
-        hidden = self.student.hidden(self.tokens[sequences].to(self.job.device, torch.long))
+        hidden = self.student.hidden(torch.stack([self.near_tokens[index] for index in sequences]).long())
         target = torch.cat([self.teacher.hidden(index) for index in sequences])
-        loss = kl_divergence(hidden, self.student.head, target, self.teacher.head, self.job.settings.token_chunk)
-        share = loss * (len(sequences) / self.job.settings.batch_size)
-        share.backward()
-        return share.detach()
+        share = len(sequences) / self.job.settings.batch_size
+        chunk = self.job.settings.token_chunk
+        return backward_kl(hidden, self.student.head, target, self.teacher.head, chunk, share)
 
     def _require_finite(self, step: int, loss: float) -> None:
         norm = self.optimizer.gradient_norm()
