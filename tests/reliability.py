@@ -2,8 +2,8 @@
 
 A test that does something bad to the project says so with `@pytest.mark.fault(kind, deed, outcome)` and, if it does it
 several times, with `record_property("times", n)`; tests/faults/elsewhere.py says so for tests in other folders. Then
-`pytest tests -m fault --reliability docs/reliability.md` writes the page from the tests that passed in that very run; it
-refuses if one of them did not.
+`pytest tests -m fault --reliability docs/reliability.md` writes the page from the tests that passed in that very run;
+it refuses if one of them did not.
 """
 
 from __future__ import annotations
