@@ -186,7 +186,9 @@ class PVTuning(Settings):
         0.01, description="Share of a layer's weight groups re-encoded a step."
     )
     eps: PositiveFloat = 1e-6
-    token_chunk: PositiveInt = Field(1024, description="Tokens whose logits are held at once; four times as many on a GPU, in the same memory.")
+    token_chunk: PositiveInt = Field(
+        1024, description="Tokens whose logits are held at once; four times as many on a GPU, in the same memory."
+    )
     gradient_checkpointing: bool = True
     save_every: PositiveInt = Field(10, description="Optimiser steps between two resumable states.")
 
