@@ -10,7 +10,7 @@ from oaem.errors import UserError
 from oaem.metrics import COLUMNS
 from oaem.paper import claims
 from oaem.paper.claims import TableCells
-from oaem.paper.expressions import FUNCTIONS, Undecided, dominates, evaluate
+from oaem.paper.expressions import FUNCTIONS, Undecided, dominates, evaluate, four_digits
 from tests.unit.paper_metrics import PAPER, invented, load, quantisation_only, values
 
 ROWS = [
@@ -187,3 +187,18 @@ def test_malformed_claims_are_named(tmp_path, text: str, message: str) -> None:
     (tmp_path / "claims.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         claims.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (65412.7, "65,410"),
+        (1575.83, "1576"),
+        (9999.6, "10,000"),
+        (349.0, "349"),
+        (0.01234567, "0.01235"),
+        (-12345.0, "-12,340"),
+    ],
+)
+def test_numbers_are_shown_without_exponents(value: float, shown: str) -> None:
+    assert four_digits(value) == shown

@@ -194,10 +194,16 @@ class _Evaluator:
             raise self.refuse(node, str(error)) from None
 
 
+def four_digits(value: float) -> str:
+    """`value` in four digits, with commas and without an exponent as long as it can be read: 65,410 and 0.0123."""
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e9 else f"{value:.4g}"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_shown, value))}]"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return four_digits(value) if isinstance(value, float) else str(value)
 
 
 def broadcast(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from oaem.config import Config
 from oaem.paper.drawing import MARKS, canvas, in_words, logarithmic, plain_ticks, save, styled
-from oaem.paper.expressions import dominates
+from oaem.paper.expressions import dominates, four_digits
 from oaem.paper.labels import Label, place
 from oaem.paper.tables import Measurements, Table, fill
 from oaem.paper.view import View, search_label
@@ -154,7 +154,7 @@ def _gap_panel(axes: Axes, runs: list[Run]) -> None:
             right = value == max(ends)
             style: dict[str, Any] = {"ha": "left" if right else "right", "va": "center", "fontsize": 7.5}
             shift = (8 if right else -8, 0)
-            axes.annotate(f"{value:.4g}", (value, height), xytext=shift, textcoords="offset points", **style)
+            axes.annotate(four_digits(value), (value, height), xytext=shift, textcoords="offset points", **style)
     for boundary in range(2, len(runs), 2):
         axes.axhline(boundary - 0.5, color="#dddddd", linewidth=0.8)
     values = [value for run in runs for value in (run.before, run.after) if value is not None]
@@ -200,7 +200,7 @@ def _beam_panel(axes: Axes, lines: dict[str, list[tuple[int, float]]]) -> list[L
         mark = MARKS[init]
         beams, values = zip(*sorted(points), strict=True)
         axes.plot(beams, values, color=mark.color, linestyle=mark.line, marker=mark.marker, markerfacecolor=mark.face)
-        labels += [Label(*point, f"{point[1]:.4g}", mark.color, mark.side) for point in sorted(points)]
+        labels += [Label(*point, four_digits(point[1]), mark.color, mark.side) for point in sorted(points)]
         labels.append(Label(beams[-1], values[-1], init, mark.color, "right", 9))
     known = [value for points in lines.values() for _, value in points]
     widths = sorted({width for points in lines.values() for width, _ in points})
