@@ -110,4 +110,4 @@ def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
     """Put ticks at these places and write them as plain numbers, also on a logarithmic axis."""
     axis.set_ticks(list(ticks))
     axis.set_ticks([], minor=True)
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter("{x:,.10g}")

@@ -275,7 +275,11 @@ def severity_rho(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -
     logarithmic(
         axes.xaxis, min([*(point[1] for point in known), 0.6]) / 3, max([*(point[2] for point in known), 2]) * 3
     )
-    axes.margins(y=0.25)
+    ratios = [1.0, *(point[3] for point in known)]
+    if max(ratios) > 10 * min(ratios):
+        logarithmic(axes.yaxis, min(ratios) / 1.6, max(ratios) * 1.6)
+    else:
+        axes.margins(y=0.25)
     axes.set_xlabel("representational ratio rho of the layers (line: smallest to largest)")
     axes.set_ylabel("greedy / OA-EM perplexity before PV")
     place(figure, [(axes, labels)])
