@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shapes import GEOMETRY, MODELS
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from oaem.checkpoint import load_blocks
 from oaem.config import PVTuning
 from oaem.evaluation.perplexity import perplexity
-from oaem.geometry import Geometry
 from oaem.grid import Run
 from oaem.models.families import family_of
 from oaem.models.load import load_config, load_model
@@ -36,24 +36,16 @@ from oaem.runtime.seeds import generator
 from oaem.sequential import SequentialJob, quantize_range
 from oaem.settings import BlockTuningSettings, CodebookSettings, LayerSettings
 
-# hidden, MLP, heads, key heads, vocabulary, blocks of the whole model, tied head
-SHAPES = {
-    "llama-3.2-3b": (3072, 8192, 24, 8, 128256, 28, True),
-    "llama-3.1-8b": (4096, 14336, 32, 8, 128256, 32, False),
-    "qwen-2.5-3b": (2048, 11008, 16, 2, 151936, 36, True),
-    "embedded": (576, 1536, 9, 3, 49152, 30, True),
-}
-
 
 def make_model(name: str, folder: Path, device: str, depth: int = 2) -> None:
     """A random model of `depth` blocks; weights are small, so that activations stay of order one."""
-    hidden, mlp, heads, keys, vocabulary, _, tied = SHAPES[name]
+    sizes = MODELS[name]
     shape = {
-        "hidden_size": hidden, "intermediate_size": mlp, "num_attention_heads": heads, "num_key_value_heads": keys,
-        "vocab_size": vocabulary, "num_hidden_layers": depth, "max_position_embeddings": 8192,
-        "tie_word_embeddings": tied,
+        "hidden_size": sizes.hidden, "intermediate_size": sizes.mlp, "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.key_heads, "vocab_size": sizes.vocabulary, "num_hidden_layers": depth,
+        "max_position_embeddings": 8192, "tie_word_embeddings": sizes.tied_head,
     }  # fmt: skip
-    config = Qwen2Config(**shape) if name.startswith("qwen") else LlamaConfig(head_dim=hidden // heads, **shape)
+    config = Qwen2Config(**shape) if name.startswith("qwen") else LlamaConfig(head_dim=sizes.head_width, **shape)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -111,7 +103,7 @@ def main(arguments: list[str]) -> None:
     """Run everything and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", choices=SHAPES, default="llama-3.2-3b")
+    parser.add_argument("--model", choices=MODELS, default="llama-3.2-3b")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=7)
@@ -122,7 +114,7 @@ def main(arguments: list[str]) -> None:
     place = Path(tempfile.mkdtemp(prefix="oaem-benchmark-"))
     folder = place / "model"
     make_model(options.model, folder, device)
-    config, blocks_of_model = load_config(folder), SHAPES[options.model][5]
+    config, blocks_of_model = load_config(folder), MODELS[options.model].blocks
     draws = generator(0, "benchmark")
     tokens = torch.randint(config.vocab_size, (options.sequences, options.window), generator=draws, dtype=torch.int32)
     found: dict[str, Any] = {"model": options.model, "sequences": options.sequences, "window": options.window}
@@ -131,7 +123,7 @@ def main(arguments: list[str]) -> None:
     last = len(options.beam_widths) - 1
     for index, beam_width in enumerate(options.beam_widths):
         job = SequentialJob(
-            run=Run(options.model, Geometry(2, 8, 8), "oaem", beam_width, options.epochs, 42),
+            run=Run(options.model, GEOMETRY, "oaem", beam_width, options.epochs, 42),
             model_folder=folder, family=family_of(config), layer=layer, tuning=BlockTuningSettings(),
             dtype=torch.bfloat16 if device != "cpu" else torch.float32, device=device, fingerprint="benchmark",
         )  # fmt: skip

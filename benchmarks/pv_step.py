@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.end_to_end import SHAPES, make_model
+from end_to_end import make_model
+from shapes import MODELS
 
 from oaem.checkpoint import QuantizedState
 from oaem.config import PVTuning
-from oaem.geometry import Geometry
 from oaem.models.families import family_of
 from oaem.models.load import linear_shapes, load_config
 from oaem.pv.plan import Placement
@@ -38,7 +38,6 @@ from oaem.runtime.seeds import generator
 
 DEPTHS = (2, 4)
 STEP = 32  # sequences of an optimiser step in the paper
-GEOMETRY = Geometry(2, 8, 8)
 
 
 def random_state(folder: Path, depth: int) -> QuantizedState:
@@ -55,14 +54,13 @@ def random_state(folder: Path, depth: int) -> QuantizedState:
 
 def products(name: str, depth: int, window: int) -> dict[str, float]:
     """Floating-point operations of one sequence's forward and backward pass, by kind."""
-    hidden, mlp, heads, keys, vocabulary, _, _ = SHAPES[name]
-    width = hidden // heads
-    weights = hidden * (2 * heads * width + 2 * keys * width + 3 * mlp)
-    attention = 2 * window**2 * heads * width  # scores and values over half of the square
+    sizes = MODELS[name]
+    weights = sum(out * columns * len(names) for (out, columns), names in sizes.linears().items())
+    attention = 2 * window**2 * sizes.heads * sizes.head_width  # scores and values over half of the square
     return {
         "blocks": depth * 10.0 * window * weights,
         "attention": depth * (1 + 1 + 1 + 2.5) * attention,
-        "head": 8.0 * window * vocabulary * hidden,
+        "head": 8.0 * window * sizes.vocabulary * sizes.hidden,
     }
 
 
@@ -115,7 +113,7 @@ def bfloat16_rate(device: str, times: int) -> float:
 
 def extrapolate(shallow: dict[str, Any], deep: dict[str, Any], name: str, window: int, rate: float) -> dict[str, Any]:
     """The whole model's step from two depths."""
-    blocks, distance = SHAPES[name][5], deep["blocks"] - shallow["blocks"]
+    blocks, distance = MODELS[name].blocks, deep["blocks"] - shallow["blocks"]
     whole = {}
     for key in ("sequence_seconds", "optimizer_seconds"):
         a_block = (deep[key] - shallow[key]) / distance
@@ -132,7 +130,7 @@ def main(arguments: list[str]) -> None:
     """Measure both depths and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", choices=SHAPES, default="llama-3.2-3b")
+    parser.add_argument("--model", choices=MODELS, default="llama-3.2-3b")
     parser.add_argument("--window", type=int, default=4096)
     options = parser.parse_args(arguments)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"

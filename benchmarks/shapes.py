@@ -15,13 +15,16 @@ from oaem.geometry import Geometry
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of one transformer block."""
+    """Sizes of a model and of its transformer blocks."""
 
     hidden: int
     mlp: int
     heads: int
     key_heads: int
     head_width: int
+    vocabulary: int
+    blocks: int
+    tied_head: bool
 
     def linears(self) -> dict[tuple[int, int], list[str]]:
         """The block's linear layers by their shape (out, in)."""
@@ -38,10 +41,10 @@ class Model:
 
 
 MODELS = {
-    "llama-3.2-3b": Model(3072, 8192, 24, 8, 128),
-    "llama-3.1-8b": Model(4096, 14336, 32, 8, 128),
-    "qwen-2.5-3b": Model(2048, 11008, 16, 2, 128),
-    "embedded": Model(576, 1536, 9, 3, 64),
+    "llama-3.2-3b": Model(3072, 8192, 24, 8, 128, 128256, 28, True),
+    "llama-3.1-8b": Model(4096, 14336, 32, 8, 128, 128256, 32, False),
+    "qwen-2.5-3b": Model(2048, 11008, 16, 2, 128, 151936, 36, True),
+    "embedded": Model(576, 1536, 9, 3, 64, 49152, 30, True),
 }
 GEOMETRY = Geometry(2, 8, 8)
 
