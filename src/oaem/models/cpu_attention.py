@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from oaem.quantization.attention_switch import is_plainly_causal, switch_attention
 from oaem.quantization.product import matrix_product
 
 NAME = "oaem_cpu_causal"
@@ -26,17 +27,8 @@ def use_cpu_attention(module: torch.nn.Module) -> None:
 
     For good: it has one way to attend, whoever runs it. No effect on another device or with another attention.
     """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    if next(module.parameters()).device.type != "cpu":
-        return
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    for part in module.modules():
-        config: Any = getattr(part, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = NAME
+    if next(module.parameters()).device.type == "cpu":
+        switch_attention(module, NAME, _attend)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -125,9 +117,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    causal = attention_mask is None and key.shape[2] == query.shape[2] and getattr(module, "is_causal", True)
-    unusual = ("dropout", "sliding_window", "position_bias", "cache", "softcap")
-    if not causal or options.get("is_causal") is False or any(options.get(name) for name in unusual):
+    if not is_plainly_causal(module, query, key, attention_mask, options):
         result: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return result
     return causal_attention(query, key, value, options.get("scaling") or query.shape[-1] ** -0.5), None

@@ -11,20 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from oaem.quantization.attention_switch import is_plainly_causal, switch_attention
+
 NAME = "oaem_pv_causal"
 
 
 def use_fused_attention(model: nn.Module) -> None:
     """Let a transformers model on a CUDA device attend through here where it would use torch's own; for good."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    for part in model.modules():
-        config: Any = getattr(part, "config", None)
-        if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = NAME
+    switch_attention(model, NAME, _attend)
 
 
 def _attend(
@@ -32,9 +26,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    causal = attention_mask is None and key.shape[2] == query.shape[2] and getattr(module, "is_causal", True)
-    unusual = ("dropout", "sliding_window", "position_bias", "cache", "softcap")
-    plain = causal and options.get("is_causal") is not False and not any(options.get(name) for name in unusual)
+    plain = is_plainly_causal(module, query, key, attention_mask, options)
     # Queries and keys come out of the rotary embedding in float32; values have the dtype of the products.
     if not plain or value.dtype != torch.bfloat16 or not _fits(query):
         # Plain operations: torch's other fused ones give other bits on every run.

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from oaem.quantization.attention_switch import is_plainly_causal, switch_attention
+
 NAME = "oaem_causal"
 
 
@@ -70,16 +72,8 @@ def _deterministic() -> Iterator[None]:
 @contextmanager
 def fused_attention(block: nn.Module) -> Iterator[None]:
     """Let the block's attention go through `causal_attention` where it would have gone through torch's own."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
-    configs: dict[int, Any] = {
-        id(module.config): module.config for module in block.modules() if hasattr(module, "config")
-    }
-    switched = [config for config in configs.values() if config._attn_implementation == "sdpa"]
+    switched = switch_attention(block, NAME, _attend)
     try:
-        for config in switched:
-            config._attn_implementation = NAME
         yield
     finally:
         for config in switched:
@@ -91,9 +85,9 @@ def _attend(
 ) -> tuple[Tensor, None]:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    plain = attention_mask is None and key.shape[2] == query.shape[2] and getattr(module, "is_causal", True)
+    plain = is_plainly_causal(module, query, key, attention_mask, options)
     fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
-    if not plain or not fits or options.get("dropout") or options.get("sliding_window"):
+    if not plain or not fits:
         # One dtype for torch's own, and plain operations: its other fused ones give other bits on every run.
         query, key, value = (part.float() for part in (query, key, value))
         with sdpa_kernel(SDPBackend.MATH):

@@ -24,6 +24,7 @@ RUN_ROOMS = (
     "models/tensors.py",
     "models/precision.py",
     "models/cpu_attention.py",
+    "quantization/attention_switch.py",
     "quantization/product.py",
     "quantization/weight.py",
     "checkpoint.py",
