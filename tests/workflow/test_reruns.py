@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from oaem import planning
-from oaem.config import parse
+from oaem.config.schema import parse
+from oaem.planning import rules as planning
 from oaem.runtime import provenance
 from tests.workflow.conftest import ROOT, tiny_config
 from tests.workflow.test_config_errors import at
@@ -108,7 +108,9 @@ def test_words_rerun_nothing(grid: Grid) -> None:
 
 
 def test_a_caption_remakes_its_table_alone(grid: Grid) -> None:
-    with grid.edited(("src/oaem/paper/captions.yaml", "title: Perplexity before PV-tuning", "title: Before PV-tuning")):
+    with grid.edited(
+        ("src/oaem/presentation/captions.yaml", "title: Perplexity before PV-tuning", "title: Before PV-tuning")
+    ):
         assert grid.planned() == {"table": 1}
 
 
@@ -125,7 +127,7 @@ CODE: dict[str, tuple[tuple[str, str, str], dict[str, int]]] = {
     ),
     "tables": (
         (
-            "src/oaem/paper/tables.py",
+            "src/oaem/presentation/tables/build.py",
             "from __future__ import annotations\n",
             "from __future__ import annotations\nANSWER = 42\n",
         ),
