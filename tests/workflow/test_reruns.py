@@ -228,14 +228,15 @@ def test_what_the_gate_hides_is_told(grid: Grid) -> None:
 # Where the code of a stage begins, and whose results it builds on: what those cover reaches it through its inputs.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tokens": (("corpora.tokens",), ()),
-    "quantization": (("sequential",), ("tokens",)),
+    "quantization": (("calibration.sequential",), ("tokens",)),
     "pv": (("pv.job", "pv.trainer"), ("quantization", "tokens")),
-    "perplexity": (("evaluation.domains", "stages"), ("quantization", "tokens")),
-    "downstream": (("evaluation.downstream", "stages"), ("quantization",)),
+    "perplexity": (("evaluation.domains", "evaluation.stages"), ("quantization", "tokens")),
+    "downstream": (("evaluation.downstream", "evaluation.stages"), ("quantization",)),
 }
 # No number depends on these: settings travel as values, the rest is plumbing.
 PLUMBING = {
-    "config", "errors", "geometry", "grid", "layout", "metrics", "settings", "models.download", "models.hub",
+    "config.schema", "config.geometry", "config.grid", "config.settings", "errors", "evaluation.metrics",
+    "models.download", "models.hub", "planning.layout",
     "runtime.atomic", "runtime.devices", "runtime.digest", "runtime.heap", "runtime.progress", "runtime.provenance",
 }  # fmt: skip
 
