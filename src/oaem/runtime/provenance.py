@@ -23,7 +23,7 @@ RUN_ROOMS = (
     "models/skeleton.py",
     "models/tensors.py",
     "models/precision.py",
-    "models/cpu_attention.py",
+    "models/kernels/cpu/attention.py",
     "models/attention_switch.py",
     "numerics/product.py",
     "quantization/weight.py",
