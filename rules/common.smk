@@ -25,6 +25,8 @@ try:
 except UserError as error:
     raise WorkflowError(str(error))
 
+planning.share_gpus(CFG)
+
 GPU = GPU or ("h100" if CFG.device == "cuda" else "cpu")
 SETTINGS = CFG.model_dump(mode="json")
 TABLES = planning.table_files()

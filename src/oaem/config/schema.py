@@ -230,6 +230,9 @@ class Config(Settings):
 
     title: str = Field("Reproduction", description="Heads the report.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    jobs_per_gpu: PositiveInt = Field(
+        1, description="Jobs that share one GPU of a machine; small models leave most of it idle. Not under SLURM."
+    )
     threads: PositiveInt = Field(
         1, description="CPU threads of a computing job; part of what makes its bits repeatable."
     )

@@ -17,6 +17,7 @@ from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.planning import layout
 from oaem.presentation.tables.needs import needs
+from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
 TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
@@ -38,6 +39,11 @@ def share_library(source: Path) -> None:
     """Let scripts find this library: they run in processes of their own, maybe in environments of their own."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(source)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *others])
+
+
+def share_gpus(config: Config) -> None:
+    """Tell the jobs of this machine how many of them share a GPU; no number depends on it."""
+    os.environ[JOBS_PER_GPU] = str(config.jobs_per_gpu)
 
 
 def code(stage: str) -> str:

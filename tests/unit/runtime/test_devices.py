@@ -13,15 +13,15 @@ from oaem.runtime.devices import _free_slot, _visible, claim_device, require_dis
 
 def test_slots_are_exclusive_and_survive_a_crash(tmp_path: Path) -> None:
     holder = "import sys, time; from pathlib import Path; from oaem.runtime.devices import _free_slot\n"
-    holder += f"with _free_slot(Path({str(tmp_path)!r}), 2) as slot: print(slot, flush=True); time.sleep(60)"
+    holder += f"with _free_slot(Path({str(tmp_path)!r}), 2, 1) as slot: print(slot, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "0"
-    with _free_slot(tmp_path, 2) as second:
+    with _free_slot(tmp_path, 2, 1) as second:
         assert second == 1
     process.kill()
     process.wait()
-    with _free_slot(tmp_path, 2) as again:
+    with _free_slot(tmp_path, 2, 1) as again:
         assert again == 0
 
 
