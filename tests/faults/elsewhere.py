@@ -59,8 +59,10 @@ _TABLE = {
     "unit/pv/test_plan.py": [
         ("what_never_fits_is_refused_with_the_bytes", "out of memory", "a model too large to be tuned", MESSAGE),
     ],
-    "unit/runtime/test_runtime.py": [
+    "unit/runtime/test_atomic.py": [
         ("two_writers_never_mix", "two writers at once", "twelve of the same file", ENDS),
+    ],
+    "unit/runtime/test_devices.py": [
         ("too_little_disk_is_refused", "full disk", "known before the work begins", MESSAGE),
     ],
     "unit/config/test_schema.py": [
