@@ -102,7 +102,7 @@ def test_words_rerun_nothing(grid: Grid) -> None:
         ("rules/pv_tune.smk", "# PV-tuning: ", "# Now: "),
         ("workflow/scripts/quantize_blocks.py", "def work(", "# A comment.\ndef work("),
         ("workflow/scripts/perplexity.py", '"""Perplexity of one model', '"""How well one model reads'),
-        ("src/oaem/models/download.py", "came damaged twice", "came damaged two times"),
+        ("src/oaem/models/hub_files.py", "came damaged twice", "came damaged two times"),
     ):
         assert grid.planned() == {}
 
@@ -233,7 +233,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # No number depends on these: settings travel as values, the rest is plumbing.
 PLUMBING = {
-    "config", "errors", "geometry", "grid", "layout", "metrics", "settings", "models.download", "models.hub",
+    "config", "errors", "geometry", "grid", "layout", "metrics", "settings", "models.hub", "models.hub_files",
     "runtime.atomic", "runtime.devices", "runtime.digest", "runtime.heap", "runtime.progress", "runtime.provenance",
 }  # fmt: skip
 
