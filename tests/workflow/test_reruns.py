@@ -234,7 +234,8 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # No number depends on these: settings travel as values, the rest is plumbing.
 PLUMBING = {
     "config", "errors", "geometry", "grid", "layout", "metrics", "settings", "models.hub", "models.hub_files",
-    "runtime.atomic", "runtime.devices", "runtime.digest", "runtime.heap", "runtime.progress", "runtime.provenance",
+    "runtime.atomic", "runtime.devices", "runtime.digest", "runtime.heap", "runtime.locks", "runtime.progress",
+    "runtime.provenance", "runtime.temporary",
 }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oaem.errors import UserError
+from oaem.runtime.locks import try_lock
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -59,12 +59,9 @@ def _free_slot(folder: Path, count: int) -> Iterator[int]:
         waited = False
         while True:
             for slot, file in enumerate(files):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield slot
-                return
+                if try_lock(file.fileno()):
+                    yield slot
+                    return
             if not waited:
                 log.info("all %d GPU slots are taken; waiting for one", count)
                 waited = True
