@@ -93,6 +93,8 @@ def test_the_grid_survives(
     code, output = grid.run(TARGET)
     assert code == 0, output
     assert disturbed.equals(whole)
+    assert "Nothing to be done" in grid.run("-n", TARGET)[1], "a late orphan made something look out of date"
+    assert disturbed.litter() == []
     for stage in ("pre_pv", "post_pv"):
         metrics = f"results/{RUN}/metrics/{stage}-perplexity.json"
         assert disturbed.read(metrics) == whole.read(metrics)

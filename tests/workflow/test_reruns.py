@@ -101,7 +101,7 @@ def test_words_rerun_nothing(grid: Grid) -> None:
         ("rules/pv_tune.smk", "# PV-tuning: ", "# Now: "),
         ("workflow/scripts/quantize_blocks.py", "def work(", "# A comment.\ndef work("),
         ("workflow/scripts/perplexity.py", '"""Perplexity of one model', '"""How well one model reads'),
-        ("src/oaem/models/download.py", "came damaged twice", "came damaged two times"),
+        ("src/oaem/models/hub_files.py", "came damaged twice", "came damaged two times"),
     ):
         assert grid.planned() == {}
 
