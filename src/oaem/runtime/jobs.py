@@ -126,7 +126,7 @@ def _configure(path: Path) -> None:
     root.setLevel(logging.WARNING)
     file = logging.FileHandler(path, mode="a", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    faulthandler.enable(file.stream)
+    faulthandler.enable(file.stream or sys.stderr)  # no stream is there only with `delay`
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("  %(message)s"))
     terminal.setLevel(logging.INFO)
