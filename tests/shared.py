@@ -16,14 +16,14 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "oaem.sequential",
+        "oaem.calibration.sequential",
         "oaem.pv.job",
-        "oaem.stages",
+        "oaem.evaluation.stages",
         "oaem.evaluation.domains",
         "oaem.models.source",
         "tests.faults.warm",
         "snakemake.cli",
-        "oaem.planning",
+        "oaem.planning.rules",
     ]
 )
 # Folders in the order of their longest files: what starts late must be short, or one process works alone at the end.

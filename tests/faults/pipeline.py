@@ -21,9 +21,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from oaem import layout, planning
-from oaem.checks import checked
-from oaem.config import Config
+from oaem.config.schema import Config
+from oaem.planning import layout
+from oaem.planning import rules as planning
+from oaem.planning.checks import checked
 from tests.shared import SERVER, print_to
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from oaem.metrics import read_csv
+from oaem.evaluation.metrics import read_csv
 from tests.faults.pipeline import process_of
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission

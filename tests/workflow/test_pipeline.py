@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oaem import layout
-from oaem.config import parse
-from oaem.metrics import load_metrics, read_csv
-from oaem.paper.tables import build
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics, read_csv
+from oaem.planning import layout
+from oaem.presentation.tables.build import build
 from tests.faults.pipeline import Pipeline
 from tests.workflow.conftest import ROOT, Workflow, jobs_of, tiny_config
 
