@@ -75,7 +75,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, corpus_fold
     tree, folder = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("grid")
     for name in TREE:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("*.pyc", "*.egg-info"))
         else:
             shutil.copyfile(ROOT / name, tree / name)
     (tree / ".gitignore").write_text("__pycache__\n.snakemake\n", encoding="utf-8")
