@@ -155,9 +155,10 @@ def _other_linears(model_folder: Path, state: QuantizedState) -> list[str]:
     skeleton = build_skeleton(load_config(model_folder), torch.float32)
     linears = {name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
     for name in sorted(state.linears.keys() - linears):
+        kind = type(skeleton.get_submodule(name)).__name__
         raise UserError(
-            f"export: {name} is a {type(skeleton.get_submodule(name)).__name__} in transformers, whose aqlm integration "
-            "loads linear layers alone: a model quantised there cannot be exported."
+            f"export: {name} is a {kind} in transformers, whose aqlm integration loads linear layers alone: a model "
+            "quantised there cannot be exported."
         )
     return sorted(linears - state.linears.keys())
 

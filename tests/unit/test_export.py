@@ -100,9 +100,9 @@ def export_case(name: str, make: Callable[[str, bool], Path], target: Path) -> t
 
 
 def test_reads_as_the_dense_model(tiny_model: Callable[[str, bool], Path], tmp_path: Path) -> None:
-    """Of every family. Same weights, but aqlm adds table entries group by group where the dense model multiplies: float32 rounding.
+    """Same weights, but aqlm adds table entries group by group where the dense model multiplies: float32 rounding.
 
-    The logits are of the order of 1; differences of up to 4e-6 were seen, 3e-5 are allowed.
+    Of every family. The logits are of the order of 1; differences of up to 4e-6 were seen, 3e-5 are allowed.
     """
     made = {name: export_case(name, tiny_model, tmp_path / name) for name in CASES}
     command = [sys.executable, "-W", "ignore", "-c", READER, *(str(tmp_path / name) for name in CASES)]

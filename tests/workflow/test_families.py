@@ -28,9 +28,7 @@ def test_every_family_from_the_model_to_its_export(tmp_path: Path, corpus_folder
     config["quantization"] |= {"blocks_per_job": "all"}
     del config["evaluation"]["perplexity"]["near"]
     text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 8}
-    config["pv"] = {
-        "text": text, "validation_text": text, "test": "far", "epochs": 1, "batch_size": 4, "gradient_checkpointing": True,
-    }  # fmt: skip
+    config["pv"] = {"text": text, "validation_text": text, "test": "far", "epochs": 1, "batch_size": 4}
     runs = parse(config).runs()
     assert len(runs) == len(OTHERS)
 
