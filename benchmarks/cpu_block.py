@@ -21,16 +21,16 @@ from typing import Any
 import torch
 import yaml
 
+from oaem.calibration.sequential import SequentialJob, quantize_block
+from oaem.config.geometry import Geometry
+from oaem.config.grid import Run
+from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
-from oaem.geometry import Geometry
-from oaem.grid import Run
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
-from oaem.sequential import SequentialJob, quantize_block
-from oaem.settings import BlockTuningSettings, LayerSettings
 
 MODEL, BLOCK, REPETITIONS = "smollm2-135m", 5, 3
 

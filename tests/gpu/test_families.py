@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from oaem.config.settings import BlockTuningSettings
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.load import load_block
 from oaem.pv.student import Student
 from oaem.quantization.block_tuning import tune_block
 from oaem.runtime.seeds import generator
-from oaem.settings import BlockTuningSettings
 from tests.conftest import FAMILIES, HIDDEN, VOCABULARY
-from tests.unit.test_quantised_families import loss, quantised_blocks, whole_state
+from tests.unit.pv.test_families import loss, quantised_blocks, whole_state
 
 pytestmark = [
     pytest.mark.gpu,

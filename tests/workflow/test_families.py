@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from oaem.config import parse
+from oaem.config.schema import parse
 from tests.conftest import FAMILIES, save_tiny_model
 from tests.workflow.conftest import Workflow, tiny_config
 
@@ -33,8 +33,9 @@ def test_every_family_from_the_model_to_its_export(tmp_path: Path, corpus_folder
     assert len(runs) == len(OTHERS)
 
     exports = [f"results/{run.path}/export/post_pv.json" for run in runs]
-    code, output = workflow.run("--cores", "2", *exports)
-    assert code == 0, output
+    process = workflow.start("--cores", "2", *exports)
+    output, _ = process.communicate(timeout=1800)  # sixty jobs of some three seconds
+    assert process.returncode == 0, output
     for run in runs:
         folder = tmp_path / "results" / run.path
         facts = json.loads((tmp_path / "results" / "models" / run.model / "manifest.json").read_text())

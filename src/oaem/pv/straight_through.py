@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from oaem.pv.gradients_numba import weight_gradients_numba
+from oaem.pv.kernels.cpu.weight_gradients import weight_gradients_numba
 from oaem.quantization.clusters import fits_kernels
 from oaem.quantization.weight import dequantize
 
@@ -24,7 +24,7 @@ def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_sca
         return weight_gradients_numba(gradient, codes, codebooks, row_scales)
     num_codebooks, size, width = codebooks.shape
     if fits_kernels(codebooks, size):
-        from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+        from oaem.quantization.kernels.cuda.layer_loss import dequantize_gradients_triton
 
         return dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
     normalised = dequantize(codes, codebooks, torch.ones_like(row_scales))
@@ -56,7 +56,7 @@ def reencode(
     order = torch.randperm(num_codebooks, generator=generator).tolist()
     count = groups_to_change(codes[..., 0].numel(), max_code_change)
     if fits_kernels(codebooks, size):
-        from oaem.pv.reencode_triton import squared_distances_triton, walk_triton
+        from oaem.pv.kernels.cuda.reencode import squared_distances_triton, walk_triton
 
         distance = squared_distances_triton(codes, codebooks, row_scales, buffer)
         chosen = distance.topk(count, sorted=False).indices
