@@ -37,6 +37,7 @@ ROOMS = {
         "models/families.py",
         "sequential.py",
         "observation.py",
+        "forward_log.py",
         "activations.py",
         "geometry.py",
         "runtime/seeds.py",
