@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class _Result:
     call: str
     value: Any
-    versions: tuple[int, ...]
+    versions: tuple[int, ...] | None
 
 
 class ForwardLog:
@@ -51,7 +51,7 @@ class ForwardLog:
             self.position += 1
             return self.results[start].value
         value = compute()
-        if self.final and self._fits(start, value):
+        if self.final and self._fits(start, value) and _versions(value) is not None:
             self.results[start:] = [_Result(name, value, _versions(value))]
             self.position = start + 1
         else:
@@ -123,9 +123,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
-def _versions(value: Any) -> tuple[int, ...]:
-    """How often each tensor of a result has been written to."""
-    return tuple(tensor._version for tensor in _tensors(value))
+def _versions(value: Any) -> tuple[int, ...] | None:
+    """How often each tensor of a result has been written to; None if that is not counted, as in inference mode."""
+    try:
+        return tuple(tensor._version for tensor in _tensors(value))
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def _bytes(value: Any) -> int:

@@ -201,3 +201,10 @@ def test_a_log_keeps_no_call_after_one_that_does_not_fit() -> None:
         assert log.call("layer", lambda: large) is large
         assert log.call("layer", lambda: small) is small
     assert log.results == []
+
+
+def test_where_writes_are_not_counted_nothing_is_kept() -> None:
+    log = ForwardLog(limit=400)
+    with torch.inference_mode():
+        log.call("layer", lambda: torch.zeros(2))
+    assert log.results == []

@@ -118,6 +118,7 @@ def test_provenance_names_versions_and_device() -> None:
     facts = provenance.collect("cpu")
     assert facts["versions"]["torch"]
     assert facts["device"]
+    assert facts["products"] in ("torch", "onednn")
 
 
 def test_jobs_of_a_cluster_do_not_share_slots(monkeypatch: pytest.MonkeyPatch) -> None:
