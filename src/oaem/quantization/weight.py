@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from oaem.quantization.clusters import ClusterSums, fits_kernels
 from oaem.quantization.product import matrix_product
+from oaem.quantization.weight_gradients_numba import weight_gradients_numba
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -64,17 +65,25 @@ class _Dequantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        codes, codebooks, row_scales = ctx.saved_tensors
-        if fits_kernels(codebooks, codebooks.shape[1]):
-            from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+        return None, *weight_gradients(gradient, *ctx.saved_tensors)
 
-            return None, *dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
-        entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
-        tables = [
-            ClusterSums(codes[..., m].flatten(), codebooks.shape[1])(entries_gradient) for m in range(len(codebooks))
-        ]
-        scales_gradient = (gradient * sum_of_entries(codes, codebooks)).sum(1)
-        return None, torch.stack(tables).to(codebooks.dtype), scales_gradient.to(row_scales.dtype)
+
+def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of codebooks [M, K, g] and row_scales [out], given that of the dequantised weight [out, in].
+
+    The weight is linear in each of the two, so one call on the gradient summed over a whole batch is exact. What
+    autograd would give for plain indexing, without a graph and in the same order every time.
+    """
+    if not gradient.is_cuda:
+        return weight_gradients_numba(gradient, codes, codebooks, row_scales)
+    if fits_kernels(codebooks, codebooks.shape[1]):
+        from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+
+        return dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
+    entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
+    tables = [ClusterSums(codes[..., m].flatten(), codebooks.shape[1])(entries_gradient) for m in range(len(codebooks))]
+    scales_gradient = (gradient * sum_of_entries(codes, codebooks)).sum(1)
+    return torch.stack(tables).to(codebooks.dtype), scales_gradient.to(row_scales.dtype)
 
 
 def row_scales_of(weight: Tensor) -> Tensor:
