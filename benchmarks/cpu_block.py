@@ -21,18 +21,18 @@ from typing import Any
 import torch
 import yaml
 
+from oaem.calibration.observation import BlockWalk
+from oaem.calibration.sequential import SequentialJob, quantize_block
+from oaem.config.geometry import Geometry
+from oaem.config.grid import Run
+from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
-from oaem.geometry import Geometry
-from oaem.grid import Run
 from oaem.models.capture import block_arguments
 from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
-from oaem.observation import BlockWalk
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
-from oaem.sequential import SequentialJob, quantize_block
-from oaem.settings import BlockTuningSettings, LayerSettings
 
 MODEL, BLOCK, REPETITIONS = "smollm2-135m", 5, 3
 

@@ -23,18 +23,18 @@ import torch
 from shapes import GEOMETRY, MODELS
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from oaem.checkpoint import load_blocks
-from oaem.config import PVTuning
+from oaem.calibration.artefacts import load_blocks
+from oaem.calibration.sequential import SequentialJob, quantize_range
+from oaem.config.grid import Run
+from oaem.config.schema import PVTuning
+from oaem.config.settings import BlockTuningSettings, CodebookSettings, LayerSettings
 from oaem.evaluation.perplexity import perplexity
-from oaem.grid import Run
 from oaem.models.families import family_of
 from oaem.models.load import load_config, load_model
 from oaem.pv.trainer import PVJob, tune
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 from oaem.runtime.seeds import generator
-from oaem.sequential import SequentialJob, quantize_range
-from oaem.settings import BlockTuningSettings, CodebookSettings, LayerSettings
 
 
 def make_model(name: str, folder: Path, device: str, depth: int = 2) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oaem.config.settings import OaemSettings
 from oaem.quantization import (
     beam_search,
     block_tuning,
@@ -20,7 +21,6 @@ from oaem.quantization import (
     linear,
     weight,
 )
-from oaem.settings import OaemSettings
 
 SCORES_AT_ONCE = 2**26
 

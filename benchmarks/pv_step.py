@@ -25,8 +25,8 @@ import torch
 from end_to_end import make_model
 from shapes import MODELS
 
-from oaem.checkpoint import QuantizedState
-from oaem.config import PVTuning
+from oaem.calibration.artefacts import QuantizedState
+from oaem.config.schema import PVTuning
 from oaem.models.families import family_of
 from oaem.models.load import linear_shapes, load_config
 from oaem.pv.plan import Placement

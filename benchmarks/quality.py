@@ -28,19 +28,19 @@ from typing import Any
 import torch
 from plain import plain_paths
 
-from oaem.checkpoint import load_block_state
+from oaem.calibration.artefacts import load_block_state
+from oaem.calibration.sequential import SequentialJob, quantize_range, restore
+from oaem.config.geometry import Geometry
+from oaem.config.grid import Run
+from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
 from oaem.evaluation.perplexity import perplexity
-from oaem.geometry import Geometry
-from oaem.grid import Run
 from oaem.models.families import family_of
 from oaem.models.load import load_config, load_model
 from oaem.models.precision import compute_dtype
 from oaem.models.skeleton import block_list
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
-from oaem.sequential import SequentialJob, quantize_range, restore
-from oaem.settings import BlockTuningSettings, LayerSettings
 
 GEOMETRY = Geometry(2, 6, 6)  # 2 bits, as the embedded grid
 BEAM_WIDTH, EPOCHS = 4, 2

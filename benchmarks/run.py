@@ -18,6 +18,7 @@ from shapes import GEOMETRY, MODELS, Stopwatch
 from torch import Tensor
 from tuning import time_block_tuning
 
+from oaem.config.settings import CodebookSettings, LayerSettings
 from oaem.quantization.beam_search import beam_search, beam_search_reference
 from oaem.quantization.codebook_steps import LayerLoss, adam_steps, layer_optimizer
 from oaem.quantization.initialise import initialise
@@ -26,7 +27,6 @@ from oaem.quantization.weight import AdditiveWeight, normalised_groups, relative
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 from oaem.runtime.seeds import generator
-from oaem.settings import CodebookSettings, LayerSettings
 
 WIDTHS = (4, 8, 16)
 STEPS = 100

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from oaem.geometry import Geometry
+from oaem.config.geometry import Geometry
 
 
 @dataclass(frozen=True)

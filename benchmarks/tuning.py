@@ -11,12 +11,12 @@ from plain import plain_block_tuning
 from shapes import GEOMETRY, Model, Stopwatch
 from torch import Tensor, nn
 
+from oaem.config.settings import BlockTuningSettings, KMeansSettings, LayerSettings
 from oaem.models.capture import run_block
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.linear import QuantizedLinear
 from oaem.runtime.seeds import generator
-from oaem.settings import BlockTuningSettings, KMeansSettings, LayerSettings
 
 # Inputs and targets [sequences, tokens, hidden] and the block's other arguments.
 Problem = tuple[Tensor, Tensor, dict[str, Any]]

@@ -10,9 +10,10 @@ from snakemake.exceptions import WorkflowError
 BASE = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(BASE / "src"))
 
-from oaem import checks, layout, planning
 from oaem.errors import UserError
-from oaem.paper import captions
+from oaem.planning import checks, layout
+from oaem.planning import rules as planning
+from oaem.presentation import captions
 
 planning.share_library(BASE / "src")
 
@@ -23,6 +24,8 @@ try:
     CFG = checks.checked(config)
 except UserError as error:
     raise WorkflowError(str(error))
+
+planning.share_gpus(CFG)
 
 GPU = GPU or ("h100" if CFG.device == "cuda" else "cpu")
 SETTINGS = CFG.model_dump(mode="json")

@@ -13,7 +13,7 @@ DAMAGED, NUMBERS, NETWORK = "truncated or flipped artefact", "NaN or infinity", 
 ZEROS = "all-zero weights or activations"
 
 _TABLE = {
-    "unit/test_hub.py": [
+    "unit/models/test_hub.py": [
         ("a_killed_download_goes_on_where_it_was", "kill -9 of a job", "a download that the hub keeps waiting", SAME),
         ("a_broken_connection_goes_on_where_it_broke", NETWORK, "the connection breaks in the middle of a file", SAME),
         ("a_hub_that_goes_away_midway", NETWORK, "the hub goes away in the middle of a file", MESSAGE),
@@ -24,7 +24,7 @@ _TABLE = {
         ("a_shard_of_text_comes_once_and_checked", TEXT, "a shard is damaged on its way, then on the disk", SAME),
         ("a_shard_that_is_another_or_none", TEXT, "a shard is another one than configured, or none", MESSAGE),
     ],
-    "unit/test_models.py": [
+    "unit/models/test_source.py": [
         ("no_network", NETWORK, "no hub can be reached, and nothing is in the cache", MESSAGE),
         ("what_the_hub_refuses", ACCESS, "an expired token, no licence, no such model or revision", MESSAGE),
         ("gated_without_a_token_asks_nobody", ACCESS, "a gated model without a token", MESSAGE),
@@ -38,12 +38,12 @@ _TABLE = {
         ("damaged_tokenizer", MODEL, "tokenizer.json is damaged", MESSAGE),
         ("pickled_weights_are_refused", MODEL, "weights are pickles, which could run code", MESSAGE),
     ],
-    "unit/test_corpora.py": [
+    "unit/corpora/test_sources.py": [
         ("damage_names_file_and_line", TEXT, "files of every format cut off, garbled or of another shape", MESSAGE),
         ("missing_file", TEXT, "a file is not there", MESSAGE),
         ("damaged_data_package", TEXT, "the package with the embedded text is damaged", MESSAGE),
     ],
-    "unit/test_pv_trainer.py": [
+    "unit/pv/test_trainer.py": [
         ("killed_for_real_it_goes_on_to_the_same_bytes", "kill -9 of a job", "a tuning, in a step and in a save", SAME),
         ("damaged_states_are_named", DAMAGED, "the state that PV-tuning would go on from", MESSAGE),
         ("a_damaged_outcome_is_made_again", DAMAGED, "an outcome of PV-tuning, before it is started again", SAME),
@@ -51,19 +51,19 @@ _TABLE = {
         ("a_gradient_that_is_no_number_stops_it", NUMBERS, "a gradient in PV-tuning", MESSAGE),
         ("a_perplexity_that_is_no_number_stops_it", NUMBERS, "the perplexity at an epoch's end", MESSAGE),
     ],
-    "unit/test_layer.py": [
+    "unit/quantization/test_layer.py": [
         ("numbers_that_are_not_finite_are_refused", NUMBERS, "a weight or the Hessian of a layer", MESSAGE),
         ("degenerate_layers", ZEROS, "rows of a layer, inputs of a layer, all of either", ENDS),
         ("degenerate_layers", "singular Hessian", "of rank 5 in 48 dimensions, with zero rows, and zero", ENDS),
     ],
-    "unit/test_pv_plan.py": [
+    "unit/pv/test_plan.py": [
         ("what_never_fits_is_refused_with_the_bytes", "out of memory", "a model too large to be tuned", MESSAGE),
     ],
-    "unit/test_runtime.py": [
+    "unit/runtime/test_runtime.py": [
         ("two_writers_never_mix", "two writers at once", "twelve of the same file", ENDS),
         ("too_little_disk_is_refused", "full disk", "known before the work begins", MESSAGE),
     ],
-    "unit/test_config.py": [
+    "unit/config/test_schema.py": [
         ("a_gated_model_needs_a_token", ACCESS, "a grid with a gated model, started without a token", MESSAGE),
     ],
     "workflow/test_pipeline.py": [

@@ -19,9 +19,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from oaem import layout, planning
-from oaem.checks import checked
-from oaem.config import Config
+from oaem.config.schema import Config
+from oaem.planning import layout
+from oaem.planning import rules as planning
+from oaem.planning.checks import checked
 
 ROOT = Path(__file__).resolve().parents[2]
 INIT = "oaem"
@@ -32,9 +33,9 @@ Sabotage = Callable[[], None]
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
-        "oaem.sequential",
+        "oaem.calibration.sequential",
         "oaem.pv.job",
-        "oaem.stages",
+        "oaem.evaluation.stages",
         "oaem.evaluation.domains",
         "oaem.models.source",
         "tests.faults.warm",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from oaem.metrics import read_csv
+from oaem.evaluation.metrics import read_csv
 from tests.faults.pipeline import RUN, Pipeline
 from tests.reliability import SAME
 from tests.workflow.conftest import Workflow

@@ -38,7 +38,7 @@ CASES = {
 }
 # Where in each job: the function or method (module:class, name) in whose n-th call memory runs out.
 PLACES = {
-    "quantize": ("oaem.sequential:", "tune_block", 10),
+    "quantize": ("oaem.calibration.sequential:", "tune_block", 10),
     "pv_tune": ("oaem.pv.optimizer:PVOptimizer", "step", 12),
     "perplexity": ("oaem.evaluation.domains:", "perplexity", 2),
 }

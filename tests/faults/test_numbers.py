@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oaem.checkpoint import load_block_state
+from oaem.calibration.artefacts import load_block_state
 from tests.faults.conftest import Fresh
 from tests.faults.pipeline import RUN, Pipeline
 from tests.reliability import ENDS, MESSAGE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from oaem.geometry import Geometry
+from oaem.config.geometry import Geometry
+from oaem.config.settings import LayerSettings
 from oaem.quantization.layer import quantize_layer
-from oaem.settings import LayerSettings
 
 torch.set_num_threads(1)
 quantize_layer(

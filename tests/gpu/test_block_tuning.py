@@ -14,11 +14,11 @@ from transformers import LlamaConfig, Qwen2Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.quantization.block_tuning import tune_block
-from oaem.quantization.causal_attention import causal_attention
 from oaem.quantization.initialise import initialise
+from oaem.quantization.kernels.cuda.attention import causal_attention
 from oaem.quantization.linear import QuantizedLinear
-from oaem.settings import BlockTuningSettings, LayerSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +33,7 @@ SHAPE = {
 
 def problem(family: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
     """A block with attention and one MLP linear quantised, inputs, the outputs before that, and call arguments."""
-    from oaem.geometry import Geometry
+    from oaem.config.geometry import Geometry
 
     torch.manual_seed(0)
     config = LlamaConfig(**SHAPE) if family == "llama" else Qwen2Config(**SHAPE)

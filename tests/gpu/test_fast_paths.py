@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oaem.quantization.beam_search import beam_search_reference
-from tests.unit.toy_layers import Layer, order_of, row_errors, toy_layer
+from tests.unit.quantization.toy_layers import Layer, order_of, row_errors, toy_layer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +34,7 @@ def in_double(layer: Layer) -> Layer:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_beam_search_equals_the_reference(shape: tuple[int, ...]) -> None:
-    from oaem.quantization.beam_search_triton import beam_search_triton
+    from oaem.quantization.kernels.cuda.beam_search import beam_search_triton
 
     *sizes, beam_width = shape
     layer = toy_layer(*sizes, device="cuda")
@@ -48,7 +48,7 @@ def test_beam_search_equals_the_reference(shape: tuple[int, ...]) -> None:
 
 
 def test_rows_of_a_large_layer_do_not_interact() -> None:
-    from oaem.quantization.beam_search_triton import beam_search_triton
+    from oaem.quantization.kernels.cuda.beam_search import beam_search_triton
 
     weight, hessian, codes, codebooks, row_scales = toy_layer(1024, 1024, 2, 8, 8, device="cuda")
     order = order_of((weight, hessian, codes, codebooks, row_scales))
@@ -59,8 +59,8 @@ def test_rows_of_a_large_layer_do_not_interact() -> None:
 
 @pytest.mark.parametrize(("group_size", "size"), [(8, 256), (6, 64), (16, 16), (4, 128)])
 def test_assignment_and_sums(group_size: int, size: int) -> None:
-    from oaem.quantization.clusters_triton import best_entries_triton, best_entry_sums_triton, sums_by_code_triton
-    from oaem.quantization.sorted_sums_triton import SortedCodes
+    from oaem.quantization.kernels.cuda.clusters import best_entries_triton, best_entry_sums_triton, sums_by_code_triton
+    from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 5000, group_size), (3, group_size, size), (3, size))
@@ -86,8 +86,8 @@ def test_assignment_and_sums(group_size: int, size: int) -> None:
 
 @pytest.mark.parametrize("shape", [(96, 512, 2, 8, 8), (30, 240, 2, 6, 6), (20, 256, 3, 4, 16)], ids=str)
 def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
-    from oaem.quantization import layer_loss_triton as fast
-    from oaem.quantization.sorted_sums_triton import SortedCodes
+    from oaem.quantization.kernels.cuda import layer_loss as fast
+    from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 
     layer = toy_layer(*shape, device="cuda")
     weight, hessian, codes, codebooks, row_scales = in_double(layer)
@@ -110,7 +110,7 @@ def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
 
 
 def test_the_m_step_kernel_takes_the_same_steps() -> None:
-    from oaem.quantization.m_step_triton import adam_m_step_triton
+    from oaem.quantization.kernels.cuda.m_step import adam_m_step_triton
 
     roots = torch.randn(256, 8, 8, dtype=torch.float64, device="cuda")
     curvature, pull = roots @ roots.transpose(1, 2), torch.randn(256, 8, dtype=torch.float64, device="cuda")

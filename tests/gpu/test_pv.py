@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from oaem.pv import compiled, outcomes, student
-from oaem.pv.attention import attention, attention_gradients
+from oaem.pv import outcomes, student
+from oaem.pv.kernels.cuda import compiled
+from oaem.pv.kernels.cuda.attention import attention, attention_gradients
+from oaem.pv.kernels.cuda.products import add_product
 from oaem.pv.lamb import Lamb, lamb_step, lamb_step_reference
 from oaem.pv.loss import backward_kl, kl_divergence_reference
 from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
-from oaem.pv.products import add_product
 from oaem.pv.straight_through import reencode, reencode_reference
 from oaem.pv.student import Student, StudentEmbedding
 from oaem.pv.trainer import PVJob, tune
 from oaem.quantization.weight import dequantize
 from oaem.runtime.seeds import generator
-from tests.unit.pv_toy import VOCABULARY, make_model, make_settings, make_state
+from tests.unit.pv.toy import VOCABULARY, make_model, make_settings, make_state
 
 pytestmark = [
     pytest.mark.gpu,

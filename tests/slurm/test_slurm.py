@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from oaem.metrics import read_csv
+from oaem.evaluation.metrics import read_csv
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission
 from tests.workflow.conftest import Workflow

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oaem.config import load
-from oaem.metrics import write_csv
-from tests.unit.paper_metrics import invented
+from oaem.config.schema import load
+from oaem.evaluation.metrics import write_csv
+from tests.unit.presentation.paper_metrics import invented
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oaem.metrics import read_csv
+from oaem.evaluation.metrics import read_csv
 from tests.workflow.conftest import Workflow, jobs_of
 
 

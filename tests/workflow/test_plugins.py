@@ -11,8 +11,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from oaem.config import parse
-from oaem.grid import Run
+from oaem.config.grid import Run
+from oaem.config.schema import parse
 from tests.conftest import HIDDEN, MLP, VOCABULARY, train_tokenizer
 from tests.workflow.conftest import Workflow, jobs_of, tiny_config
 from tests.workflow.page import code_blocks

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from oaem import planning
-from oaem.config import parse
+from oaem.config.schema import parse
+from oaem.planning import rules as planning
 from oaem.runtime import provenance
 from tests.workflow.conftest import ROOT, tiny_config
 from tests.workflow.test_config_errors import at
@@ -108,7 +108,9 @@ def test_words_rerun_nothing(grid: Grid) -> None:
 
 
 def test_a_caption_remakes_its_table_alone(grid: Grid) -> None:
-    with grid.edited(("src/oaem/paper/captions.yaml", "title: Perplexity before PV-tuning", "title: Before PV-tuning")):
+    with grid.edited(
+        ("src/oaem/presentation/captions.yaml", "title: Perplexity before PV-tuning", "title: Before PV-tuning")
+    ):
         assert grid.planned() == {"table": 1}
 
 
@@ -125,7 +127,7 @@ CODE: dict[str, tuple[tuple[str, str, str], dict[str, int]]] = {
     ),
     "tables": (
         (
-            "src/oaem/paper/tables.py",
+            "src/oaem/presentation/tables/build.py",
             "from __future__ import annotations\n",
             "from __future__ import annotations\nANSWER = 42\n",
         ),
@@ -226,14 +228,15 @@ def test_what_the_gate_hides_is_told(grid: Grid) -> None:
 # Where the code of a stage begins, and whose results it builds on: what those cover reaches it through its inputs.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tokens": (("corpora.tokens",), ()),
-    "quantization": (("sequential",), ("tokens",)),
+    "quantization": (("calibration.sequential",), ("tokens",)),
     "pv": (("pv.job", "pv.trainer"), ("quantization", "tokens")),
-    "perplexity": (("evaluation.domains", "stages"), ("quantization", "tokens")),
-    "downstream": (("evaluation.downstream", "stages"), ("quantization",)),
+    "perplexity": (("evaluation.domains", "evaluation.stages"), ("quantization", "tokens")),
+    "downstream": (("evaluation.downstream", "evaluation.stages"), ("quantization",)),
 }
 # No number depends on these: settings travel as values, the rest is plumbing.
 PLUMBING = {
-    "config", "errors", "geometry", "grid", "layout", "metrics", "settings", "models.download", "models.hub",
+    "config.schema", "config.geometry", "config.grid", "config.settings", "errors", "evaluation.metrics",
+    "models.download", "models.hub", "planning.layout",
     "runtime.atomic", "runtime.devices", "runtime.digest", "runtime.heap", "runtime.progress", "runtime.provenance",
 }  # fmt: skip
 

@@ -5,9 +5,9 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from oaem.config import parse
-from oaem.metrics import load_metrics, write_csv
-from oaem.paper.claims import build
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics, write_csv
+from oaem.presentation.claims.claims import build
 from oaem.runtime.jobs import run_job
 
 

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from oaem.config.grid import Run
 from oaem.evaluation.downstream import evaluate_tasks
-from oaem.grid import Run
-from oaem.metrics import Metric, write_metrics
+from oaem.evaluation.metrics import Metric, write_metrics
+from oaem.evaluation.stages import assemble
 from oaem.models.load import load_tokenizer
 from oaem.runtime import provenance
 from oaem.runtime.jobs import job_device, run_job
 from oaem.runtime.progress import Progress
-from oaem.stages import assemble
 
 
 def work(snakemake: Any) -> None:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oaem.export import export
-from oaem.grid import Run
-from oaem.model_card import CardData
+from oaem.config.grid import Run
+from oaem.evaluation.stages import quantized_state
+from oaem.export.folder import export
+from oaem.export.model_card import CardData
 from oaem.runtime import provenance
 from oaem.runtime.atomic import read_json, write_json
 from oaem.runtime.jobs import run_job
-from oaem.stages import quantized_state
 
 
 def work(snakemake: Any) -> None:

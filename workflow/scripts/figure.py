@@ -5,9 +5,9 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from oaem.config import parse
-from oaem.metrics import load_metrics
-from oaem.paper.figures import FIGURES, save
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics
+from oaem.presentation.figures.figures import FIGURES, save
 from oaem.runtime.jobs import run_job
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from oaem.metrics import load_metrics, write_csv
+from oaem.evaluation.metrics import load_metrics, write_csv
 from oaem.runtime.jobs import run_job
 
 

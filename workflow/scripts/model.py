@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oaem.config import ModelSource
+from oaem.config.schema import ModelSource
 from oaem.models.source import materialise
 from oaem.models.tensors import write_digests
 from oaem.runtime import provenance

@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from oaem.config.grid import Run
 from oaem.evaluation.domains import measure_domains
-from oaem.grid import Run
-from oaem.metrics import Metric, write_metrics
+from oaem.evaluation.metrics import Metric, write_metrics
+from oaem.evaluation.stages import assemble, measured_with
 from oaem.runtime import provenance
 from oaem.runtime.jobs import job_device, run_job
-from oaem.stages import assemble, measured_with
 
 
 def work(snakemake: Any) -> None:

@@ -4,8 +4,8 @@ import json
 import logging
 from typing import Any
 
-from oaem.config import parse
-from oaem.cost import plan
+from oaem.config.schema import parse
+from oaem.planning.cost import plan
 from oaem.runtime.jobs import run_job
 
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oaem.grid import Run
-from oaem.metrics import Metric, write_metrics
+from oaem.config.grid import Run
+from oaem.evaluation.metrics import Metric, write_metrics
 from oaem.pv.job import prepare, tune_run
 from oaem.runtime import provenance
 from oaem.runtime.atomic import write_json

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from oaem.calibration.sequential import prepare, quantize_range
+from oaem.config.grid import Run
 from oaem.corpora.tokens import read_tokens
-from oaem.grid import Run
 from oaem.runtime.atomic import write_json
 from oaem.runtime.jobs import job_device, run_job
-from oaem.sequential import prepare, quantize_range
 
 
 def work(snakemake: Any) -> None:

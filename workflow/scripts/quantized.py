@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from oaem.checkpoint import check_blocks
-from oaem.grid import Run
-from oaem.metrics import write_metrics
-from oaem.quantization_metrics import quantization_metrics
+from oaem.calibration.artefacts import check_blocks
+from oaem.calibration.metrics import quantization_metrics
+from oaem.config.grid import Run
+from oaem.evaluation.metrics import write_metrics
 from oaem.runtime.atomic import read_json, write_json
 from oaem.runtime.jobs import run_job
 

@@ -5,9 +5,9 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from oaem.config import parse
-from oaem.metrics import load_metrics
-from oaem.paper.report import render
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics
+from oaem.presentation.report import render
 from oaem.runtime import provenance
 from oaem.runtime.atomic import write_text
 from oaem.runtime.jobs import run_job

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from oaem.config import parse
-from oaem.metrics import load_metrics
-from oaem.paper.report import summary
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics
+from oaem.presentation.report import summary
 from oaem.runtime.atomic import write_text
 from oaem.runtime.jobs import run_job
 

@@ -5,10 +5,10 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
-from oaem.config import parse
-from oaem.metrics import load_metrics, write_csv
-from oaem.paper.markdown import render
-from oaem.paper.tables import build
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics, write_csv
+from oaem.presentation.tables.build import build
+from oaem.presentation.tables.markdown import render
 from oaem.runtime.atomic import write_text
 from oaem.runtime.jobs import run_job
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oaem.config import Corpus, TokenSet
+from oaem.config.schema import Corpus, TokenSet
 from oaem.corpora.tokens import token_set, write_tokens
 from oaem.models.load import load_tokenizer, require_vocabulary
 from oaem.runtime.jobs import run_job

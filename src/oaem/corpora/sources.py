@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from oaem.config import Corpus
+from oaem.config.schema import Corpus
 from oaem.corpora.embedded import embedded_documents
 from oaem.corpora.files import read_documents
 from oaem.corpora.parts import part_of

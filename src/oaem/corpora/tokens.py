@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from oaem.config import Corpus, TokenSet
+from oaem.config.schema import Corpus, TokenSet
 from oaem.corpora.sources import documents
 from oaem.errors import UserError
 from oaem.runtime.atomic import atomic_path

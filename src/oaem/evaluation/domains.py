@@ -8,8 +8,8 @@ from typing import Any
 
 from oaem.corpora.tokens import read_tokens
 from oaem.errors import UserError
+from oaem.evaluation.metrics import Metric
 from oaem.evaluation.perplexity import perplexity
-from oaem.metrics import Metric
 from oaem.runtime.progress import Progress
 from oaem.runtime.provenance import device_name
 

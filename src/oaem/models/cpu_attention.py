@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from oaem.quantization.attention_switch import is_plainly_causal, switch_attention
-from oaem.quantization.product import matrix_product
+from oaem.models.attention_switch import is_plainly_causal, switch_attention
+from oaem.numerics.product import matrix_product
 
 NAME = "oaem_cpu_causal"
 CHUNK = 128  # queries of one head; the heads that share a key go together

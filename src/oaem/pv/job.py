@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from oaem.checkpoint import load_blocks
-from oaem.config import PVTuning
+from oaem.calibration.artefacts import load_blocks
+from oaem.config.grid import Run
+from oaem.config.schema import PVTuning
 from oaem.corpora.tokens import read_tokens
 from oaem.evaluation.perplexity import perplexity
-from oaem.grid import Run
 from oaem.models.load import load_config
 from oaem.models.precision import compute_dtype
 from oaem.pv.trainer import PVJob, tune

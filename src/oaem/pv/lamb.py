@@ -36,7 +36,7 @@ def lamb_step(parameter: Tensor, gradient: Tensor, moments: dict[str, Tensor], s
     All tensors have one shape and dtype. Makes no host-device synchronisation.
     """
     if parameter.is_cuda and parameter.dtype == torch.float32 and find_spec("triton") is not None:
-        from oaem.pv.lamb_triton import lamb_step_triton
+        from oaem.pv.kernels.cuda.lamb import lamb_step_triton
 
         return lamb_step_triton(parameter, gradient, moments, step, lamb)
     average = gradient

@@ -33,7 +33,7 @@ def backward_kl(
     Arguments as for `kl_divergence`; `head` is a leaf.
     """
     if hidden.is_cuda and find_spec("triton") is not None:
-        from oaem.pv.loss_triton import kl_with_gradients_triton
+        from oaem.pv.kernels.cuda.loss import kl_with_gradients_triton
 
         loss, gradient = kl_with_gradients_triton(hidden, head, teacher_hidden, teacher_head, token_chunk, share)
         hidden.backward(gradient)

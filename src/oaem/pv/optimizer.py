@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from oaem.config import PVTuning
+from oaem.config.schema import PVTuning
 from oaem.pv.lamb import Lamb, lamb_step
 from oaem.pv.straight_through import reencode
 from oaem.pv.student import Student, StudentLinear

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oaem.checkpoint import PARTS, QuantizedState, checksum
+from oaem.calibration.artefacts import PARTS, QuantizedState, checksum
 from oaem.errors import UserError
 from oaem.runtime.atomic import atomic_path, read_json, write_json
 

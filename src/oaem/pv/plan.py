@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from oaem.config import PVTuning
+from oaem.config.geometry import Geometry
+from oaem.config.schema import PVTuning
 from oaem.errors import UserError
-from oaem.geometry import Geometry
 from oaem.models.load import linear_shapes, load_config
 from oaem.pv.teacher import TeacherPlace
 

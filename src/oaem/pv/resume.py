@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oaem.checkpoint import checksum
+from oaem.calibration.artefacts import checksum
 from oaem.errors import UserError
 from oaem.pv.optimizer import PVOptimizer
 from oaem.runtime.atomic import atomic_path, read_json, write_json

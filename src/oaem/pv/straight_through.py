@@ -33,7 +33,7 @@ def reencode(
     order = torch.randperm(num_codebooks, generator=generator).tolist()
     count = groups_to_change(codes[..., 0].numel(), max_code_change)
     if fits_kernels(codebooks, size):
-        from oaem.pv.reencode_triton import squared_distances_triton, walk_triton
+        from oaem.pv.kernels.cuda.reencode import squared_distances_triton, walk_triton
 
         distance = squared_distances_triton(codes, codebooks, row_scales, buffer)
         chosen = distance.topk(count, sorted=False).indices

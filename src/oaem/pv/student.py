@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from oaem.checkpoint import QuantizedState
+from oaem.calibration.artefacts import QuantizedState
 from oaem.errors import UserError
 from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
-from oaem.pv.compiled import prepare_blocks
-from oaem.pv.products import summing_linear
+from oaem.pv.kernels.cuda.compiled import prepare_blocks
+from oaem.pv.kernels.cuda.products import summing_linear
 from oaem.quantization.weight import AdditiveWeight, dequantize
 
 

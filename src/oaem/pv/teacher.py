@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.load import load_model
-from oaem.pv.compiled import prepare_blocks
+from oaem.pv.kernels.cuda.compiled import prepare_blocks
 
 # memory, disk: hidden states are computed once and kept there, and the teacher's blocks are let go. live: the teacher
 # stays on the device and computes them every time. The values are the same: one sequence a forward pass in every case.

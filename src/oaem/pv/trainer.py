@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oaem.checkpoint import QuantizedState, save_state
-from oaem.config import PVTuning
+from oaem.calibration.artefacts import QuantizedState, save_state
+from oaem.config.geometry import Geometry
+from oaem.config.schema import PVTuning
 from oaem.errors import UserError
-from oaem.geometry import Geometry
 from oaem.models.load import load_config
 from oaem.pv import outcomes, resume
 from oaem.pv.automatic import automatic_plan

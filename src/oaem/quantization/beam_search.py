@@ -28,9 +28,9 @@ def beam_search(
     integers. Returns new codes of the dtype and shape of `codes`.
     """
     if weight.is_cuda:
-        from oaem.quantization.beam_search_triton import beam_search_triton as search
+        from oaem.quantization.kernels.cuda.beam_search import beam_search_triton as search
     else:
-        from oaem.quantization.beam_search_numba import beam_search_numba as search
+        from oaem.quantization.kernels.cpu.beam_search import beam_search_numba as search
     return search(weight, hessian, codes, codebooks, row_scales, beam_width, order)
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from oaem.config.settings import BlockTuningSettings
 from oaem.errors import UserError
-from oaem.quantization.mixed_precision import mixed_precision
-from oaem.quantization.recorded import Recorded, Step
+from oaem.quantization.kernels.cuda.mixed_precision import mixed_precision
+from oaem.quantization.kernels.cuda.recorded import Recorded, Step
 from oaem.runtime.seeds import generator
-from oaem.settings import BlockTuningSettings
 
 
 def tune_block(

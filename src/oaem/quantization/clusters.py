@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oaem.quantization.chunks import for_each_chunk
+from oaem.numerics.chunks import for_each_chunk
 
 SCORES_AT_ONCE = 2**26  # Scores held at once on an accelerator: 256 MiB of float32.
 VECTOR_CHUNK = 8192
@@ -30,7 +30,7 @@ def best_entries(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:
     vectors: float32 [J, n, g]. maps: [J, g, K]. offsets: [J, K]. Returns int32 [J, n].
     """
     if fits_kernels(vectors, maps.shape[2]):
-        from oaem.quantization.clusters_triton import best_entries_triton
+        from oaem.quantization.kernels.cuda.clusters import best_entries_triton
 
         return best_entries_triton(vectors, maps, offsets)
     codes = torch.empty(vectors.shape[:2], dtype=torch.int32, device=vectors.device)
@@ -48,7 +48,7 @@ def best_entries(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:
 def best_entry_sums(vectors: Tensor, maps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Sums [K, g] and counts [K] of `vectors` [N, g] by `best_entries` under maps [g, K] and offsets [K]."""
     if fits_kernels(vectors, maps.shape[1]):
-        from oaem.quantization.clusters_triton import best_entry_sums_triton
+        from oaem.quantization.kernels.cuda.clusters import best_entry_sums_triton
 
         return best_entry_sums_triton(vectors, maps, offsets)
     clusters = ClusterSums(best_entries(vectors[None], maps[None], offsets[None])[0], maps.shape[1])

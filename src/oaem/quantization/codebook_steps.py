@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from oaem.config.settings import CodebookSettings
+from oaem.numerics.product import matrix_product
 from oaem.quantization.clusters import ClusterSums, fits_kernels
-from oaem.quantization.layer_loss_numba import loss_and_gradients_numba
-from oaem.quantization.product import matrix_product
+from oaem.quantization.kernels.cpu.layer_loss import loss_and_gradients_numba
 from oaem.quantization.weight import sum_of_entries
-from oaem.settings import CodebookSettings
 
 # Conjugate-gradient iterations between two updates of the scales.
 CG_CYCLE = 10
@@ -33,8 +33,8 @@ class LayerLoss:
         self.codebook_size = codebook_size
         self.fast = fits_kernels(weight, codebook_size)
         if self.fast:
-            from oaem.quantization.layer_loss_triton import split_hessian
-            from oaem.quantization.sorted_sums_triton import SortedCodes
+            from oaem.quantization.kernels.cuda.layer_loss import split_hessian
+            from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 
             self.codes, self.stacked_hessian = codes.contiguous(), split_hessian(hessian)
             self.order = SortedCodes(self.codes, codebook_size)
@@ -54,7 +54,7 @@ class LayerLoss:
     def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss and its gradients for codebooks [M, K, g] and row scales [out]; the trace is summed in float64."""
         if self.fast:
-            from oaem.quantization.layer_loss_triton import loss_and_gradients_triton
+            from oaem.quantization.kernels.cuda.layer_loss import loss_and_gradients_triton
 
             return loss_and_gradients_triton(
                 self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales

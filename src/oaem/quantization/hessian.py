@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oaem.errors import UserError
-from oaem.quantization.product import matrix_product
+from oaem.numerics.product import matrix_product
 
 TOKENS_AT_ONCE = 4096
 STRIP = 192  # columns

@@ -10,13 +10,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from oaem.config.geometry import Geometry
+from oaem.config.settings import LayerSettings
 from oaem.errors import UserError
-from oaem.geometry import Geometry
 from oaem.quantization.kmeans import kmeans
 from oaem.quantization.oaem import hessian_blocks, oaem_refine
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, row_scales_of
 from oaem.runtime.seeds import generator
-from oaem.settings import LayerSettings
 
 ENTRY_POINTS = "oaem.initialisations"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oaem.config.settings import KMeansSettings
 from oaem.quantization.clusters import best_entries, best_entry_sums
-from oaem.settings import KMeansSettings
 
 # Centroids that move by less than this have converged.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-6, 1e-8

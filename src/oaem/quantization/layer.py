@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from oaem.config.geometry import Geometry
+from oaem.config.settings import CodebookSettings, LayerSettings
 from oaem.errors import UserError
-from oaem.geometry import Geometry
 from oaem.quantization.beam_search import beam_search
 from oaem.quantization.codebook_steps import LayerLoss, adam_steps, cg_steps, layer_optimizer
 from oaem.quantization.initialise import Clock, initialise, phase
 from oaem.quantization.search_order import draw_order
 from oaem.quantization.weight import AdditiveWeight, output_error, relative_error
 from oaem.runtime.seeds import generator
-from oaem.settings import CodebookSettings, LayerSettings
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from oaem.config.settings import OaemSettings
 from oaem.quantization.clusters import ClusterSums, best_entries, fits_kernels
-from oaem.settings import OaemSettings
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 MAPPED_AT_ONCE = 2**26  # Numbers in the E-step's tables at once.
@@ -51,7 +51,7 @@ def statistics(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tup
     """
     groups, _, group_size = vectors.shape
     if fits_kernels(vectors, size):
-        from oaem.quantization.clusters_triton import sums_by_code_triton
+        from oaem.quantization.kernels.cuda.clusters import sums_by_code_triton
 
         ones = torch.ones(groups, device=vectors.device)
         pull = sums_by_code_triton(torch.bmm(vectors, blocks).flatten(1), ones, codes[..., None], size)[0].double()
@@ -74,9 +74,9 @@ def adam_m_step(curvature: Tensor, pull: Tensor, centroids: Tensor, vectors: int
     """
     rates = [_rate(step, settings) for step in range(settings.steps)]
     if centroids.is_cuda:
-        from oaem.quantization.m_step_triton import adam_m_step_triton as take_steps
+        from oaem.quantization.kernels.cuda.m_step import adam_m_step_triton as take_steps
     else:
-        from oaem.quantization.m_step_numba import adam_m_step_numba as take_steps
+        from oaem.quantization.kernels.cpu.m_step import adam_m_step_numba as take_steps
     return take_steps(curvature, pull, centroids, 2 / vectors, rates, (BETA1, BETA2), EPSILON)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from oaem.numerics.product import matrix_product
 from oaem.quantization.clusters import ClusterSums, fits_kernels
-from oaem.quantization.product import matrix_product
-from oaem.quantization.weight_gradients_numba import weight_gradients_numba
+from oaem.quantization.kernels.cpu.weight_gradients import weight_gradients_numba
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -57,7 +57,7 @@ class _Dequantize(torch.autograd.Function):
     def forward(ctx: Any, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
         ctx.save_for_backward(codes, codebooks, row_scales)
         if fits_kernels(codebooks, codebooks.shape[1]):
-            from oaem.quantization.layer_loss_triton import dequantize_triton
+            from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton
 
             return dequantize_triton(codes, codebooks, row_scales)
         return sum_of_entries(codes, codebooks) * row_scales[:, None]
@@ -77,7 +77,7 @@ def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_sca
     if not gradient.is_cuda:
         return weight_gradients_numba(gradient, codes, codebooks, row_scales)
     if fits_kernels(codebooks, codebooks.shape[1]):
-        from oaem.quantization.layer_loss_triton import dequantize_gradients_triton
+        from oaem.quantization.kernels.cuda.layer_loss import dequantize_gradients_triton
 
         return dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
     entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])

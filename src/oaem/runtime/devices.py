@@ -1,4 +1,4 @@
-"""Devices: which one a job takes, so that two jobs on one machine never share a GPU by accident."""
+"""Devices: which one a job takes, so that jobs on one machine share a GPU by agreement and never by accident."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from oaem.errors import UserError
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+# Says how many jobs may share one GPU: from the workflow to its jobs, since no number depends on it.
+JOBS_PER_GPU = "OAEM_JOBS_PER_GPU"
 
 
 @contextmanager
@@ -35,9 +37,14 @@ def claim_device(wanted: str, locks: Path) -> Iterator[str]:
             "device: the configuration asks for cuda, but PyTorch sees no GPU. Set `device: auto` or `cpu`, or check "
             "the driver (nvidia-smi) and that the installed PyTorch is a CUDA build."
         )
-    with _free_slot(locks / _visible(), torch.cuda.device_count()) as slot:
-        torch.cuda.set_device(slot)
-        yield f"cuda:{slot}"
+    with _free_slot(locks / _visible(), torch.cuda.device_count(), jobs_per_gpu()) as gpu:
+        torch.cuda.set_device(gpu)
+        yield f"cuda:{gpu}"
+
+
+def jobs_per_gpu() -> int:
+    """How many jobs may share one GPU; a SLURM job's own GPUs are shared with no other's."""
+    return 1 if "SLURM_JOB_ID" in os.environ else int(os.environ.get(JOBS_PER_GPU, "1"))
 
 
 def _visible() -> str:
@@ -52,25 +59,27 @@ def _visible() -> str:
 
 
 @contextmanager
-def _free_slot(folder: Path, count: int) -> Iterator[int]:
+def _free_slot(folder: Path, count: int, share: int) -> Iterator[int]:
+    """The number of a GPU with a free place; every GPU gets its first job before one gets its second."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [(folder / f"gpu{slot}.lock").open("w") for slot in range(count)]
+    places = [(gpu, folder / f"gpu{gpu}-{place}.lock") for place in range(share) for gpu in range(count)]
+    files = [(gpu, path.open("w")) for gpu, path in places]
     try:
         waited = False
         while True:
-            for slot, file in enumerate(files):
+            for gpu, file in files:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     continue
-                yield slot
+                yield gpu
                 return
             if not waited:
-                log.info("all %d GPU slots are taken; waiting for one", count)
+                log.info("all %d places on %d GPUs are taken; waiting for one", len(files), count)
                 waited = True
             time.sleep(POLL_SECONDS)
     finally:
-        for file in files:
+        for _, file in files:
             file.close()
 
 

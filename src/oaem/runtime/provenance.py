@@ -27,11 +27,11 @@ RUN_ROOMS = (
     "models/tensors.py",
     "models/precision.py",
     "models/cpu_attention.py",
-    "quantization/attention_switch.py",
-    "quantization/product.py",
+    "models/attention_switch.py",
+    "numerics/product.py",
     "runtime/processor.py",
     "quantization/weight.py",
-    "checkpoint.py",
+    "calibration/artefacts.py",
 )
 # What the numbers of each stage depend on. A change of code elsewhere reruns nothing expensive.
 ROOMS = {
@@ -39,18 +39,26 @@ ROOMS = {
         "quantization",
         "models/capture.py",
         "models/families.py",
-        "sequential.py",
-        "observation.py",
-        "forward_log.py",
-        "activations.py",
-        "geometry.py",
+        "calibration/sequential.py",
+        "calibration/observation.py",
+        "calibration/forward_log.py",
+        "calibration/activations.py",
+        "config/geometry.py",
+        "numerics/chunks.py",
         "runtime/seeds.py",
         *RUN_ROOMS,
     ),
-    "pv": ("pv", "evaluation/perplexity.py", "quantization/linear.py", *RUN_ROOMS, "runtime/seeds.py"),
+    "pv": (
+        "pv",
+        "evaluation/perplexity.py",
+        "quantization/linear.py",
+        "numerics/chunks.py",
+        *RUN_ROOMS,
+        "runtime/seeds.py",
+    ),
     "tokens": ("corpora", "runtime/seeds.py"),
     "model": ("models/source.py", "models/embedded.py"),
-    "perplexity": ("evaluation/perplexity.py", "evaluation/domains.py", "stages.py", *RUN_ROOMS),
+    "perplexity": ("evaluation/perplexity.py", "evaluation/domains.py", "evaluation/stages.py", *RUN_ROOMS),
     "downstream": (
         "evaluation/downstream.py",
         "evaluation/downstream_embedded.py",
@@ -58,7 +66,7 @@ ROOMS = {
         "corpora/embedded.py",
         "corpora/files.py",
         "corpora/parts.py",
-        "stages.py",
+        "evaluation/stages.py",
         "runtime/seeds.py",
         *RUN_ROOMS,
     ),
@@ -130,7 +138,7 @@ def _processor_facts(device: str) -> dict[str, str]:
         return {}
     facts = {"processor": processor().kind}
     if "torch" in sys.modules:
-        from oaem.quantization.product import product_library
+        from oaem.numerics.product import product_library
 
         facts["products"] = product_library()
     return facts

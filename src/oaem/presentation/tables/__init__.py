@@ -1,0 +1,1 @@
+"""The tables of the paper: laid out before any number is known, then filled from metrics.csv."""

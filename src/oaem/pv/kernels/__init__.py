@@ -1,0 +1,1 @@
+"""Fast paths of PV-tuning, by device; each is held to its formula by tests."""

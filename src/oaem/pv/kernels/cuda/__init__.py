@@ -1,0 +1,1 @@
+"""For CUDA devices: Triton kernels, fused attention, compiled blocks."""

@@ -1,0 +1,1 @@
+"""Fast paths of the formulas, by device; each is held to its formula by tests."""

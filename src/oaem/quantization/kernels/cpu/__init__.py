@@ -1,0 +1,1 @@
+"""Compiled for the CPU by numba."""

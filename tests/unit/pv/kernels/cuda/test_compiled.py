@@ -1,0 +1,128 @@
+"""Compiled blocks and their attention, on the CPU with the operators' plain twins, against the model as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from oaem.models.load import load_model
+from oaem.pv import student
+from oaem.pv.kernels.cuda import attention, compiled
+from tests.unit.pv.toy import VOCABULARY, make_model, make_state
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    shared, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    scores = scaling * query.float() @ key.float().repeat_interleave(shared, 1).transpose(2, 3)
+    logs = scores.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool).triu(1), float("-inf"))
+    result = logs.softmax(3) @ value.float().repeat_interleave(shared, 1)
+    return attention._by_token(result.to(query.dtype)), logs.logsumexp(3)
+
+
+def _plain_gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, result: Tensor, logs: Tensor, scaling: float
+) -> tuple[Tensor, ...]:
+    groups, shared = key.shape[1], query.shape[1] // key.shape[1]
+    queries, above = query.float(), gradient.float()
+    keys, values = (part.float().repeat_interleave(shared, 1) for part in (key, value))
+    weights = (scaling * queries @ keys.transpose(2, 3) - logs[..., None]).exp().tril()
+    change = weights * (above @ values.transpose(2, 3) - (above * result.float()).sum(3, keepdim=True)) * scaling
+    found = change @ keys, change.transpose(2, 3) @ queries, weights.transpose(2, 3) @ above
+    summed = (found[0], *(part.unflatten(1, (groups, shared)).sum(2) for part in found[1:]))
+    return tuple(attention._by_token(part.to(query.dtype)).clone() for part in summed)
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Everything that a CUDA device gets, with another compiler; returns a list of the graphs that were compiled."""
+    attention.attention.register_kernel("cpu", _plain)
+    attention.attention_gradients.register_kernel("cpu", _plain_gradients)
+    monkeypatch.setattr(attention, "_fits", lambda query: query.shape[2] % 8 == 0)
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        from torch._dynamo.backends.debugging import aot_eager
+
+        graphs.append(len(inputs))
+        return aot_eager(graph, inputs)
+
+    torch._dynamo.reset()
+    fast = torch.compile(compiled._run, dynamic=False, backend=backend)
+    monkeypatch.setattr(compiled, "_compiled", lambda: fast)
+    return graphs
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_student_has_the_same_gradients(
+    tmp_path: Path, on_the_cpu: list[int], monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    """In bfloat16, rounded in other places: no farther from float32 than the model as it is, within a third."""
+    folder = make_model(tmp_path, num_hidden_layers=3, attention_bias=True)
+    tokens = torch.randint(VOCABULARY, (2, 48), generator=torch.Generator().manual_seed(1))
+    exact, plain, ours = (
+        student.Student(folder, make_state(folder), torch.bfloat16, dtype, "cpu")
+        for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
+    )
+    for module in ours.model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = "sdpa"
+    ours._gather_rows_of_embeddings()
+    compiled.prepare_blocks(ours.model, checkpointing)
+    weights = torch.randn(96, 32, generator=torch.Generator().manual_seed(2))
+    for one in (exact, plain, ours):
+        if one is ours:
+            monkeypatch.setattr(student, "_sums_gradients", lambda inputs: True)
+        one.clear_gradients()
+        for part in tokens:
+            (one.hidden(part[None]) * weights[:48]).sum().backward()
+    assert len(on_the_cpu) == 1  # once for all blocks and sequences
+
+    def gradients(one: student.Student) -> dict[str, Tensor]:
+        found = {name: linear.weight_gradient for name, linear in one.linears.items()}
+        return found | {name: part.grad for name, part in one.parameters.items() if part.grad is not None}
+
+    wanted, usual, found = gradients(exact), gradients(plain), gradients(ours)
+    assert set(found) == set(wanted)
+    for name, right in wanted.items():
+        errors = [float((one[name] - right).norm() / right.norm()) for one in (usual, found)]
+        assert errors[1] < 1.33 * errors[0] + 1e-3, (name, errors)
+
+
+def test_a_teacher_is_compiled_and_a_measure_is_not(tmp_path: Path, on_the_cpu: list[int]) -> None:
+    folder = make_model(tmp_path)
+    tokens = torch.randint(VOCABULARY, (1, 48))
+    teacher, trained = (load_model(folder, torch.bfloat16, "cpu") for _ in range(2))
+    compiled.prepare_blocks(teacher.requires_grad_(False), checkpointing=False)
+    compiled.prepare_blocks(trained, checkpointing=True)
+    with torch.no_grad():
+        found, wanted = (model.get_decoder()(input_ids=tokens, use_cache=False)[0] for model in (teacher, trained))
+    assert len(on_the_cpu) == 1
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+def test_the_operators_keep_their_promises() -> None:
+    attention.attention.register_kernel("cpu", _plain)
+    attention.attention_gradients.register_kernel("cpu", _plain_gradients)
+    query = torch.randn(1, 8, 4, 16).bfloat16().transpose(1, 2).requires_grad_()
+    key, value = (torch.randn(1, 8, 2, 16).bfloat16().transpose(1, 2).requires_grad_() for _ in range(2))
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(attention.attention, (query, key, value, 0.25), test_utils=checks)
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("no C compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    compiled._compiled.cache_clear()
+    try:
+        assert compiled._compiled() is compiled._run
+        assert compiled._compiled() is compiled._run
+    finally:
+        compiled._compiled.cache_clear()
+    assert [record.message.count("no C compiler)") for record in caplog.records] == [1]
