@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from oaem.config.schema import Config
-from oaem.presentation.claims.expressions import dominates, four_digits
+from oaem.presentation.claims.values import dominates, four_digits
 from oaem.presentation.figures.drawing import MARKS, canvas, in_words, logarithmic, plain_ticks, save, styled
 from oaem.presentation.figures.labels import Label, place
 from oaem.presentation.tables.build import Measurements, Table, fill

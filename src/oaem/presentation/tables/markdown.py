@@ -51,14 +51,20 @@ def body(table: Table) -> list[list[str]]:
 def cell(value: Value, column: Column) -> str:
     """One cell: ours, and in brackets the paper's and the difference."""
     ours = short_reason(value.missing) if value.ours is None else digits(value.ours, column)
-    if value.std is not None:
-        ours += f" ± {digits(value.std, column)}"
+    ours += extent(value, column)
     if value.paper is None:
         return ours
     beside = digits(value.paper, column)
     if value.difference is not None:
         beside += f"; {value.difference:+.{column.decimals}f}"
     return f"{ours} ({beside})"
+
+
+def extent(value: Value, column: Column) -> str:
+    """What follows a mean over seeds: a ratio's interval, another number's standard deviation, nothing for one seed."""
+    if value.low is not None and value.high is not None:
+        return f" [{digits(value.low, column)} to {digits(value.high, column)}]"
+    return "" if value.std is None else f" ± {digits(value.std, column)}"
 
 
 def short_reason(missing: str) -> str:

@@ -35,7 +35,7 @@ def table4(view: View) -> Layout:
 def table5(view: View) -> Layout:
     """Perplexity before PV-tuning on three domains and the ratio greedy / OA-EM (section 8)."""
     slot = view.at_rate(0, "low")
-    columns = (Column("baseline", "Baseline"), Column("oaem", "OA-EM"), Column("ratio", "Ratio"))
+    columns = (Column("baseline", "Baseline"), Column("oaem", "OA-EM"), Column("ratio", "Ratio", ratio=True))
     rows = []
     for role, benchmark, domain in _domains(view):
         baseline, oaem = (_domain_perplexity(view, slot, init, role) for init in INIT_LABELS)
