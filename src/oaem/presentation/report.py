@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -21,13 +21,13 @@ from oaem.presentation.figures.figures import FIGURES
 from oaem.presentation.headline import groups, summary
 from oaem.presentation.tables import markdown
 from oaem.presentation.tables.build import EXTRA, TABLES, Measurements, Table, Value, fill
-from oaem.presentation.view import View
+from oaem.presentation.view import View, other_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["render", "summary"]
-VERDICTS = ("holds", "fails", "undecided")
+VERDICTS = get_args(claims.Verdict)
 
 
 def render(
@@ -46,6 +46,8 @@ def render(
         title=config.title,
         style=Markup((files("oaem.presentation") / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
         is_paper=View(config).is_paper,
+        other_budgets=other_budgets(config.quantization),
+        verdicts=VERDICTS,
         runs=len(config.runs()),
         measured=len(metrics),
         headline=groups(first),

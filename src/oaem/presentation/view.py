@@ -7,7 +7,8 @@ from functools import cached_property
 
 from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
-from oaem.config.schema import Config, PerplexitySet
+from oaem.config.schema import Config, PerplexitySet, Quantization
+from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.errors import UserError
 
 PAPER_MODELS = ("Llama 3B", "Llama 8B", "Qwen 3B")
@@ -184,3 +185,15 @@ class View:
 
 def _point(run: Run) -> Point:
     return run.beam_width, run.max_epochs
+
+
+def other_budgets(quantization: Quantization) -> list[str]:
+    """What quantisation is told that differs from the paper's settings, as `kmeans.iterations 15 (paper 100)`."""
+    given = {**dict(quantization.layer), "block_tuning": quantization.block_tuning}
+    theirs = {**dict(LayerSettings()), "block_tuning": BlockTuningSettings()}
+    return [
+        f"{group}.{key} {value} (paper {getattr(theirs[group], key)})"
+        for group, settings in given.items()
+        for key, value in settings
+        if value != getattr(theirs[group], key)
+    ]

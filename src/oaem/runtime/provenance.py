@@ -34,15 +34,17 @@ PLUMBING = (
     "config.grid",
     "errors",
     "evaluation.metrics",
-    "models.download",
     "models.hub",
+    "models.hub_files",
     "planning",
     "runtime.atomic",
     "runtime.devices",
     "runtime.digest",
     "runtime.heap",
+    "runtime.locks",
     "runtime.progress",
     "runtime.provenance",
+    "runtime.temporary",
 )
 # A model is copied as it is or converted from a package; these only read what came.
 NOT_IN_A_MODEL = ("models.families", "models.load", "models.skeleton", "models.tensors")

@@ -16,7 +16,7 @@ from oaem.errors import UserError
 from oaem.presentation.claims import reported
 from oaem.presentation.claims.expressions import Undecided, evaluate
 from oaem.presentation.tables.build import Measurements, fill
-from oaem.presentation.view import View
+from oaem.presentation.view import View, other_budgets
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 LABELS = ("init", "beam", "epochs", "model", "rate", "benchmark", "domain", "quantity", "stage", "geometry")
 COLUMNS = ["id", "section", "scope", "statement", "paper", "paper_evidence", "ours", "ours_evidence", "expression"]
 ABOUT_THE_PAPER = "about models, search points or numbers of the paper that this grid does not have"
-Verdict = Literal["holds", "fails", "undecided"]
+NOT_THE_BUDGETS = "no verdict, since this grid's budgets are not the paper's"
+Verdict = Literal["holds", "fails", "shown", "undecided"]
 
 
 class Claim(BaseModel):
     """One row of paper/claims.yaml.
 
     `scope` "any": the statement makes sense in every grid, with the models, domains and search points that stand where
-    the paper has its own. "paper": it speaks of a model, a search point or a number of the paper.
+    the paper has its own. "paper": it speaks of a model, a search point or a number of the paper. `budgets` "paper": it
+    is about a size or a time, which depends on the budgets of quantisation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +43,7 @@ class Claim(BaseModel):
     statement: str
     expression: str
     scope: Literal["any", "paper"]
+    budgets: Literal["any", "paper"] = "any"
     tolerance: float = 0.0
 
     @model_validator(mode="after")
@@ -157,13 +160,15 @@ def build(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> pd.Da
 
     theirs = paper_cells(paper_dir)
     ours = our_cells(Measurements(metrics), config, paper_dir)
-    is_paper = View(config).is_paper
+    is_paper, budgets = View(config).is_paper, not other_budgets(config.quantization)
     records = []
     for claim in load(paper_dir):
         paper, paper_evidence = decide(claim, theirs)
         own: tuple[Verdict, str] = ("undecided", ABOUT_THE_PAPER)
         if is_paper or claim.scope == "any":
             own = decide(claim, ours)
+        if own[0] != "undecided" and claim.budgets == "paper" and not budgets:
+            own = ("shown", f"{own[1]} ({NOT_THE_BUDGETS})")
         head = (claim.id, claim.section, claim.scope, claim.statement)
         records.append((*head, paper, paper_evidence, *own, claim.expression))
     return pd.DataFrame(records, columns=COLUMNS)

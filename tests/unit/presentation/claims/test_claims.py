@@ -152,6 +152,22 @@ def test_statements_that_translate_are_decided_on_another_grid() -> None:
     assert "of the paper" in built.loc["gap-43-to-023", "ours_evidence"]
 
 
+def test_a_size_is_judged_only_by_a_grid_with_the_papers_budgets() -> None:
+    small = load("config.yaml")
+    full = small.model_copy(
+        update={"quantization": configuration.Quantization(calibration=small.quantization.calibration)}
+    )
+    for config, verdicts in ((small, {"shown"}), (full, {"holds", "fails"})):
+        built = claims.build(invented(config), config, PAPER).set_index("id")
+        assert built.loc["orders-of-magnitude", "ours"] in verdicts
+        assert "." in built.loc["orders-of-magnitude", "ours_evidence"], "its numbers are there either way"
+        assert built.loc["pre-pv-every-budget", "ours"] in ("holds", "fails")
+    assert (
+        "not the paper's"
+        in claims.build(invented(small), small, PAPER).set_index("id").loc["orders-of-magnitude", "ours_evidence"]
+    )
+
+
 def test_a_verdict_follows_the_numbers() -> None:
     config = load("config.yaml")
     metrics = invented(config)

@@ -46,7 +46,9 @@ def _forward_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
         return partial(_quantized_linear, module, SortedCodes(module.codes, module.codebooks.shape[1]))
     if type(module) is nn.Linear:
         return partial(_linear, module)
-    if type(module).__name__ in ("LlamaRMSNorm", "Qwen2RMSNorm"):
+    # What transformers calls so, with an epsilon of this name, is weight * inputs / root mean square in every family;
+    # Gemma's, which multiplies by 1 + weight, calls it `eps`, and goes its own way in float32.
+    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return partial(_rms_norm, module)
     return None
 
@@ -64,8 +66,8 @@ def _quantized_linear(module: QuantizedLinear, order: Any, inputs: Tensor) -> Te
 
 
 def _rms_norm(module: Any, inputs: Tensor) -> Tensor:
-    """The families' RMS norm, in one operation of torch."""
-    return functional.rms_norm(inputs, module.weight.shape, module.weight, module.variance_epsilon).bfloat16()
+    """The families' RMS norm, in one operation of torch; norms of queries and keys get bfloat16."""
+    return functional.rms_norm(inputs.float(), module.weight.shape, module.weight, module.variance_epsilon).bfloat16()
 
 
 class _Product(torch.autograd.Function):
