@@ -22,7 +22,7 @@ from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
 TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
-FIGURE_NAMES = ["frontier", "gap", "beam", "domains", "severity_rho"]
+FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
 
 # Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
 # paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.

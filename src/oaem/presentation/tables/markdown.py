@@ -103,7 +103,7 @@ def claims(frame: pd.DataFrame) -> str:
     """claims.csv as Markdown."""
     rows = []
     for row in frame.to_dict("records"):
-        ours = f"undecided: {row['ours_evidence']}" if row["ours"] == "undecided" else row["ours"]
+        ours = f"undecided: {row['ours_in_words']}" if row["ours"] == "undecided" else row["ours"]
         rows.append([str(row["section"]), str(row["statement"]), str(row["paper"]), str(ours)])
     table = grid(["Section", "Statement", "On the paper's numbers", "On ours"], rows)
     return f"# {captions.heading('claims')}\n\n{captions.text('claims')}\n\n{table}\n"
