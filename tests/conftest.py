@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The Triton kernels are proven here by its interpreter, on a device by `make test-gpu`.
@@ -20,8 +21,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from oaem.models.families import BUILT_IN
 from oaem.runtime.seeds import generator
 
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
+
 torch.set_num_threads(1)
-pytest_plugins = ["tests.reliability"]
+pytest_plugins = ["tests.reliability", "tests.shared"]
 
 # 48 and 96 are divided by groups of 2, 3, 4, 6, 8, 12 and 16.
 HIDDEN, MLP, BLOCKS, VOCABULARY = 48, 96, 3, 320
@@ -79,15 +83,12 @@ def save_tiny_model(folder: Path, family: str, tied: bool, blocks: int = BLOCKS)
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+def tiny_model(made_once: MadeOnce) -> Callable[[str, bool], Path]:
     """tiny_model(family, tied): the folder of a tiny random model, made once a session and not to be changed."""
-    made: dict[tuple[str, bool], Path] = {}
 
     def make(family: str, tied: bool = True) -> Path:
-        if (family, tied) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{'tied' if tied else 'untied'}")
-            made[family, tied] = save_tiny_model(folder, family, tied)
-        return made[family, tied]
+        name = f"{family}-{'tied' if tied else 'untied'}"
+        return made_once(name, lambda folder: save_tiny_model(folder, family, tied))
 
     return make
 

@@ -22,8 +22,8 @@ from oaem.calibration.observation import batch_size, observe
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.errors import UserError
+from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments, run_block
-from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
 from oaem.models.precision import compute_dtype
@@ -211,7 +211,7 @@ def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, a
 
 def _load(job: SequentialJob, index: int) -> nn.Module:
     block = load_block(job.model_folder, index, job.dtype, job.device)
-    use_cpu_attention(block)
+    use_fast_attention(block)
     return block
 
 

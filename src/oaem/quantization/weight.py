@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from oaem.numerics.fast_paths import fast_path
 from oaem.numerics.product import matrix_product
-from oaem.quantization.clusters import ClusterSums, fits_kernels
+from oaem.quantization.clusters import cluster_sums, fits_kernels
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -49,32 +50,43 @@ def sum_of_entries(codes: Tensor, codebooks: Tensor) -> Tensor:
     return groups.flatten(1)
 
 
+@fast_path(
+    "cuda",
+    "oaem.quantization.kernels.cuda.layer_loss:dequantize_triton",
+    when=lambda codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
+)
+def dense_matrix(codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
+    """What `dequantize` gives, without a derivative."""
+    return sum_of_entries(codes, codebooks) * row_scales[:, None]
+
+
+@fast_path(
+    "cuda",
+    "oaem.quantization.kernels.cuda.layer_loss:dequantize_gradients_triton",
+    when=lambda gradient, codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
+)
+def dense_matrix_gradients(
+    gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients by codebooks [M, K, g] and row scales [out] from that of the dense matrix [out, in]."""
+    scaled = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
+    tables = [cluster_sums(codes[..., m].flatten(), codebooks.shape[1])(scaled) for m in range(len(codebooks))]
+    slopes = (gradient * sum_of_entries(codes, codebooks)).sum(1)
+    return torch.stack(tables).to(codebooks.dtype), slopes.to(row_scales.dtype)
+
+
 class _Dequantize(torch.autograd.Function):
     """torch's own backward of a lookup is slow on the CPU and takes more memory: it keeps every intermediate."""
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
         ctx.save_for_backward(codes, codebooks, row_scales)
-        if fits_kernels(codebooks, codebooks.shape[1]):
-            from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton
-
-            return dequantize_triton(codes, codebooks, row_scales)
-        return sum_of_entries(codes, codebooks) * row_scales[:, None]
+        return dense_matrix(codes, codebooks, row_scales)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        codes, codebooks, row_scales = ctx.saved_tensors
-        if fits_kernels(codebooks, codebooks.shape[1]):
-            from oaem.quantization.kernels.cuda.layer_loss import dequantize_gradients_triton
-
-            return None, *dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
-        entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
-        tables = [
-            ClusterSums(codes[..., m].flatten(), codebooks.shape[1])(entries_gradient) for m in range(len(codebooks))
-        ]
-        scales_gradient = (gradient * sum_of_entries(codes, codebooks)).sum(1)
-        return None, torch.stack(tables).to(codebooks.dtype), scales_gradient.to(row_scales.dtype)
+        return None, *dense_matrix_gradients(gradient, *ctx.saved_tensors)
 
 
 def row_scales_of(weight: Tensor) -> Tensor:

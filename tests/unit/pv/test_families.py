@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from oaem.calibration.artefacts import QuantizedState, to_dense
 from oaem.calibration.sequential import restore
+from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments, run_block
-from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import family_of, linear_names
 from oaem.models.load import block_count, embed_tokens, load_block, load_model
 from oaem.pv.student import Student
@@ -52,7 +52,7 @@ def hidden_block_by_block(folder: Path, blocks: list[QuantizedState], tokens: Te
     hidden = embed_tokens(folder, tokens, torch.float32, "cpu")
     for index, state in enumerate(blocks):
         block = load_block(folder, index, torch.float32, "cpu")
-        use_cpu_attention(block)
+        use_fast_attention(block)
         restore(block, state, torch.float32)
         hidden = run_block(block, hidden, block_arguments(folder, index, LENGTH, torch.float32, "cpu"), len(tokens))
     normed: Tensor = load_model(folder, torch.float32, "cpu").model.norm(hidden)

@@ -29,6 +29,8 @@ def test_gradients_equal_those_of_autograd(m: int, size: int, width: int) -> Non
     expected = torch.autograd.grad(dequantize(codes, codebooks, scales), [codebooks, scales], gradient)
     found = weight_gradients(gradient, codes, codebooks.detach(), scales.detach())
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    plain = weight_gradients.oracle(gradient, codes, codebooks.detach(), scales.detach())
+    torch.testing.assert_close(plain, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_float32_gradients_are_as_exact_as_their_dtype_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:

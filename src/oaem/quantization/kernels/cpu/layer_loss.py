@@ -12,6 +12,15 @@ import torch
 from torch import Tensor
 
 from oaem.numerics.product import matrix_product
+from oaem.quantization.layer_loss import LayerLoss
+
+
+class CompiledLayerLoss(LayerLoss):
+    """`layer_loss.LayerLoss` in float32."""
+
+    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `layer_loss.LayerLoss.value`."""
+        return loss_and_gradients_numba(self.weight, self.hessian, self.codes, codebooks, row_scales)
 
 
 def loss_and_gradients_numba(

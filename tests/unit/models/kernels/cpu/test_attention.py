@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from oaem.models import cpu_attention
+from oaem.models.attention import causal_attention_reference, use_fast_attention
 from oaem.models.attention_switch import is_plainly_causal
-from oaem.models.cpu_attention import NAME, causal_attention, causal_attention_reference, use_cpu_attention
+from oaem.models.kernels.cpu import attention as room
+from oaem.models.kernels.cpu.attention import NAME, causal_attention
 from oaem.models.load import load_model
 from oaem.runtime.seeds import generator
 from tests.conftest import BLOCKS, FAMILIES
@@ -44,7 +45,7 @@ def _error(found: Tensor, reference: Tensor) -> float:
 @pytest.mark.parametrize("tokens", [1, 7, 8, 33])
 def test_equals_the_definition(monkeypatch: pytest.MonkeyPatch, heads: int, key_heads: int, tokens: int) -> None:
     """Values and gradients in float32 to 1e-6, relative, in chunks of eight queries."""
-    monkeypatch.setattr(cpu_attention, "CHUNK", 8)
+    monkeypatch.setattr(room, "CHUNK", 8)
     inputs, upper = _inputs(tokens, heads, key_heads, torch.float32)
     exact = [part.detach().double().requires_grad_() for part in inputs]
     wanted = _all(causal_attention_reference, exact, upper.double())
@@ -83,16 +84,16 @@ def test_a_model_says_the_same_with_it(
 ) -> None:
     """Logits in float32 to 1e-5; a mask, padding or a window shorter than the text, is obeyed by torch's attention."""
     seen: list[int] = []
-    original = cpu_attention.causal_attention
-    monkeypatch.setattr(cpu_attention, "causal_attention", lambda *a: seen.append(1) or original(*a))
+    original = room.causal_attention
+    monkeypatch.setattr(room, "causal_attention", lambda *a: seen.append(1) or original(*a))
     model = load_model(tiny_model(family, True), torch.float32, "cpu")
     tokens = torch.randint(320, (2, 30), generator=generator(2, "tokens"))
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0
     with torch.no_grad():
         expected = model(tokens, attention_mask=mask if padded else None).logits
-        use_cpu_attention(model)
-        use_cpu_attention(model)
+        use_fast_attention(model)
+        use_fast_attention(model)
         found = model(tokens, attention_mask=mask if padded else None).logits
     assert model.config._attn_implementation == NAME
     # Of three blocks: all, those of Gemma without a window, none of Mistral's, whose window is short.
@@ -104,7 +105,7 @@ def test_a_model_says_the_same_with_it(
 def test_another_attention_is_left_alone(tiny_llama: Path) -> None:
     model = load_model(tiny_llama, torch.float32, "cpu")
     model.config._attn_implementation = "eager"
-    use_cpu_attention(model)
+    use_fast_attention(model)
     assert model.config._attn_implementation == "eager"
 
 
