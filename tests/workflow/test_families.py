@@ -1,6 +1,7 @@
 """Every family through the whole pipeline: the scripts of the rules, from the model to the exported folder.
 
-What Snakemake adds, files before and after each other, is the same for every family; `test_plugins` takes one through it.
+What Snakemake adds, files before and after each other, is the same for every family; `test_plugins` takes one
+through Snakemake.
 """
 
 from __future__ import annotations
