@@ -21,12 +21,14 @@ from typing import Any
 import torch
 import yaml
 
+from oaem.calibration.observation import BlockWalk
 from oaem.calibration.sequential import SequentialJob, quantize_block
 from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
-from oaem.models.capture import block_arguments, run_block
+from oaem.models.capture import block_arguments
+from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.runtime.atomic import write_json
@@ -64,10 +66,12 @@ def measure(results: Path, init: str, beam_width: int, settings: dict[str, Any])
     for _ in range(REPETITIONS + 1):
         clock = ProcessorClock()
         block = load_block(folder, BLOCK, job.dtype, "cpu")
+        use_cpu_attention(block)
         arguments = block_arguments(folder, BLOCK, hidden.shape[1], job.dtype, "cpu")
-        quantize_block(job, block, hidden, arguments, BLOCK, clock)  # type: ignore[arg-type]
+        walk = BlockWalk(block, hidden, arguments, job.family.sequential_groups, tuned=False)
+        quantize_block(job, walk, BLOCK, clock)  # type: ignore[arg-type]
         with clock.phase("forward"):
-            run_block(block, hidden, arguments, batch=8)
+            walk.outputs()
         found.append(clock.seconds)
     return {phase: statistics.median(seconds[phase] for seconds in found[1:]) for phase in found[-1]}
 
