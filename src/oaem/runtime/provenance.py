@@ -52,6 +52,7 @@ ROOMS = {
         "pv",
         "evaluation/perplexity.py",
         "quantization/linear.py",
+        "quantization/kernels/cpu/weight_gradients.py",
         "numerics/chunks.py",
         *RUN_ROOMS,
         "runtime/seeds.py",
