@@ -3,15 +3,22 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 READY := .venv/.ready
+# A file a process, the files in the order of tests/shared.py: the longest first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-gpu check format lock clean help
+.PHONY: demo test quick test-gpu check format lock clean help
 
 demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figures and the report
 	$(BIN)/snakemake --cores $(CORES)
 	@cat results/summary.txt
 
 test: $(READY) .venv/.triton check  ## all tests and all checks
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: $(READY) .venv/.triton  ## lint and the unit tests that take no more than seconds, for while you write
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" tests/unit
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu tests/gpu

@@ -42,6 +42,11 @@ onsuccess:
         )
 
 
+# A job that was killed could say nothing itself.
+onerror:
+    tell_sudden_ends(workflow)
+
+
 rule all:
     input:
         tables=TABLES,

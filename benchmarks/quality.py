@@ -5,7 +5,7 @@
 
 For every seed and initialisation the first `--blocks` blocks are quantised twice, with the paper's steps and iterations
 on the embedded calibration text: by the fast paths of the device that is there (Triton kernels, recorded bfloat16
-tuning; on a CPU compiled code) and by the plain float32 formulas of plain.py. Then perplexity on every domain. The runs
+tuning; on a CPU compiled code) and by the plain float32 formulas. Then perplexity on every domain. The runs
 are processes of their own, `--workers` at a time. A difference between fast and plain means something only if it is
 larger than what another seed does: `within_spread` compares the difference of the means with the range over seeds.
 """
@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain import plain_paths
 
 from oaem.calibration.artefacts import load_block_state
 from oaem.calibration.sequential import SequentialJob, quantize_range, restore
@@ -39,6 +38,7 @@ from oaem.models.families import family_of
 from oaem.models.load import load_config, load_model
 from oaem.models.precision import compute_dtype
 from oaem.models.skeleton import block_list
+from oaem.numerics.fast_paths import plain_paths
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from tuning import time_block_tuning
 
 from oaem.config.settings import CodebookSettings, LayerSettings
-from oaem.quantization.beam_search import beam_search, beam_search_reference
-from oaem.quantization.codebook_steps import LayerLoss, adam_steps, layer_optimizer
+from oaem.quantization.beam_search import beam_search
+from oaem.quantization.codebook_steps import adam_steps, layer_optimizer
 from oaem.quantization.initialise import initialise
+from oaem.quantization.layer_loss import layer_loss
 from oaem.quantization.search_order import draw_order
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, relative_error, row_scales_of
 from oaem.runtime.atomic import write_json
@@ -79,7 +80,7 @@ def time_beam_search(layer: Layer, watch: Stopwatch, oracle_rows: int) -> list[d
         rows = min(oracle_rows, len(layer.weight))
         timer = Stopwatch(watch.device)
         with timer.phase("oracle"):
-            plain = beam_search_reference(*layer.rows(rows), width, order)
+            plain = beam_search.oracle(*layer.rows(rows), width, order)
         fast = beam_search(*layer.rows(len(layer.weight)), width, order)[:rows]
         results.append({
             "phase": "beam_search", "beam_width": width, "seconds": seconds, "oracle_rows": rows,
@@ -101,7 +102,7 @@ def time_codebook_steps(layer: Layer, watch: Stopwatch) -> dict[str, Any]:
 
     def ours(steps: int) -> tuple[Tensor, Tensor]:
         codebooks, row_scales = layer.codebooks.clone(), layer.row_scales.clone()
-        problem = LayerLoss(layer.weight, layer.hessian, layer.codes, len(codebooks[0]))
+        problem = layer_loss(layer.weight, layer.hessian, layer.codes, len(codebooks[0]))
         optimizer = layer_optimizer(codebooks, row_scales, settings)
         adam_steps(problem, codebooks, row_scales, optimizer, steps, lambda loss: True)
         return codebooks, row_scales

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from plain import plain_block_tuning
 from shapes import GEOMETRY, Model, Stopwatch
 from torch import Tensor, nn
 
 from oaem.config.settings import BlockTuningSettings, KMeansSettings, LayerSettings
 from oaem.models.capture import run_block
-from oaem.quantization.block_tuning import tune_block
+from oaem.numerics.fast_paths import plain_paths
+from oaem.quantization.block_tuning import launcher_of, precision_of, tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.linear import QuantizedLinear
 from oaem.runtime.seeds import generator
@@ -73,7 +73,7 @@ def _tuned_beside_plain(block: nn.Module, problem: Problem, watch: Stopwatch) ->
     tuned, plain = copy.deepcopy(block), copy.deepcopy(block)
     losses = tune_block(tuned, inputs, targets, arguments, settings, 0)
     timer = Stopwatch(watch.device)
-    with plain_block_tuning(), timer.phase("plain"):
+    with plain_paths(precision_of, launcher_of), timer.phase("plain"):
         plain_losses = tune_block(plain, inputs, targets, arguments, settings, 0)
     return {
         "steps": steps, "error_before": error(block), "error": error(tuned), "oracle_error": error(plain),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 BASE = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(BASE / "src"))
@@ -14,6 +15,7 @@ from oaem.errors import UserError
 from oaem.planning import checks, layout
 from oaem.planning import rules as planning
 from oaem.presentation import captions
+from oaem.runtime.jobs import sudden_end
 
 planning.share_library(BASE / "src")
 
@@ -59,6 +61,12 @@ def still_due(run):
     return sorted(
         {job.rule.name for job in left if run.persistence.params_changed(job)}
     )
+
+
+def tell_sudden_ends(run):
+    logs = sorted({str(file) for job in run.scheduler.failed for file in job.log})
+    for told in filter(None, (sudden_end(Path(file)) for file in logs)):
+        logger.error(told)
 
 
 def model_of(wildcards):

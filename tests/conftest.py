@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The Triton kernels are proven here by its interpreter, on a device by `make test-gpu`.
@@ -15,15 +16,29 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from oaem.models.families import BUILT_IN
 from oaem.runtime.seeds import generator
 
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
+
 torch.set_num_threads(1)
-pytest_plugins = ["tests.reliability"]
+pytest_plugins = ["tests.reliability", "tests.shared"]
 
 # 48 and 96 are divided by groups of 2, 3, 4, 6, 8, 12 and 16.
 HIDDEN, MLP, BLOCKS, VOCABULARY = 48, 96, 3, 320
+FAMILIES = tuple(family.name for family in BUILT_IN)
+# What sets a family apart from Llama, each in the way that could go wrong: windows shorter than the tests' sequences
+# (Mistral, and Gemma in every second block) and longer ones (Phi-3), heads that do not add up to the hidden size,
+# attention that is not scaled by the head's width, a rotary embedding of half a head.
+PECULIARITIES: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": 20},
+    "qwen3": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": 8, "sliding_window_pattern": 2},
+    "phi3": {"sliding_window": 64, "partial_rotary_factor": 0.5},
+}
 TEXT = """The river rises in the hills above the old mill and runs for twelve miles through meadows, past three villages
 and under a stone bridge, before it meets the sea. Every spring the water floods the lower fields; every autumn it is so
 low that children walk across it. In 1893 the town built a weir, and a second one in 1907, to turn the wheels of two
@@ -54,28 +69,26 @@ def save_tiny_model(folder: Path, family: str, tied: bool, blocks: int = BLOCKS)
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip
-    config = LlamaConfig(**shape) if family == "llama" else Qwen2Config(**shape)
+    config = AutoConfig.for_model(family, **shape, **PECULIARITIES.get(family, {}))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draws = generator(0, "tiny", family)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draws)
-            parameter.copy_(1 + 0.1 * noise if name.endswith("norm.weight") else 0.15 * noise)
+            # A norm begins as transformers makes it: at one, or at zero where it multiplies by 1 + weight.
+            parameter.copy_(parameter + 0.1 * noise if name.endswith("norm.weight") else 0.15 * noise)
     model.save_pretrained(folder)
     train_tokenizer(bos=family == "llama").save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+def tiny_model(made_once: MadeOnce) -> Callable[[str, bool], Path]:
     """tiny_model(family, tied): the folder of a tiny random model, made once a session and not to be changed."""
-    made: dict[tuple[str, bool], Path] = {}
 
     def make(family: str, tied: bool = True) -> Path:
-        if (family, tied) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{'tied' if tied else 'untied'}")
-            made[family, tied] = save_tiny_model(folder, family, tied)
-        return made[family, tied]
+        name = f"{family}-{'tied' if tied else 'untied'}"
+        return made_once(name, lambda folder: save_tiny_model(folder, family, tied))
 
     return make
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.conftest import save_tiny_model
 from tests.faults.pipeline import Pipeline
-from tests.workflow.conftest import tiny_config, write_corpus
+from tests.workflow.conftest import Workflow, tiny_config, write_corpus
+
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
 
 BLOCKS = 6
 TOKEN_SETS = ("calibration-s42", "eval-near", "eval-far", "pv-s42", "pv-validation")
@@ -24,10 +30,11 @@ def faults_config(model: Path, corpus: Path) -> dict[str, Any]:
     values = tiny_config(model, corpus)
     values["models"]["tiny"]["blocks"] = BLOCKS
     values["quantization"]["blocks_per_job"] = "all"
+    values["quantization"]["calibration"]["windows"] = 4
     values["grid"][0]["init"] = ["oaem"]
-    values["quantization"]["oaem"]["steps"] = 200
+    values["quantization"]["oaem"]["steps"] = 80
     for domain in values["evaluation"]["perplexity"].values():
-        domain["text"]["windows"] = 48
+        domain["text"]["windows"] = 12
     text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 20}
     values["pv"] = {
         "text": text, "validation_text": {**text, "windows": 4}, "test": "far", "epochs": 4, "batch_size": 4,
@@ -37,25 +44,30 @@ def faults_config(model: Path, corpus: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def inputs(made_once: MadeOnce) -> Pipeline:
     """Model and tokens, made by the real scripts."""
-    folder = tmp_path_factory.mktemp("inputs")
-    model = save_tiny_model(folder / "model", "llama", tied=True, blocks=BLOCKS)
-    write_corpus(folder / "corpus")
-    pipeline = Pipeline(folder, faults_config(model, folder / "corpus"))
-    pipeline.make(pipeline.model(), *(pipeline.tokens(name) for name in TOKEN_SETS))
-    return pipeline
+    model = made_once("llama-of-six", lambda folder: save_tiny_model(folder, "llama", tied=True, blocks=BLOCKS))
+    values = faults_config(model, made_once("corpus", write_corpus))
+
+    def make(folder: Path) -> None:
+        pipeline = Pipeline(folder, values)
+        pipeline.make(pipeline.model(), *(pipeline.tokens(name) for name in TOKEN_SETS))
+
+    return Pipeline(made_once("inputs", make), values)
 
 
 @pytest.fixture(scope="session")
-def whole(inputs: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def whole(made_once: MadeOnce, inputs: Pipeline) -> Pipeline:
     """Everything, undisturbed: what every disturbed pipeline must end with."""
-    pipeline = copied(inputs, tmp_path_factory.mktemp("whole"))
-    pipeline.make(
-        pipeline.quantize(), pipeline.quantized(), pipeline.pv_tune(),
-        *(pipeline.perplexity(stage) for stage in ("pre_pv", "post_pv")),
-    )  # fmt: skip
-    return pipeline
+
+    def make(folder: Path) -> None:
+        pipeline = copied(inputs, folder)
+        pipeline.make(
+            pipeline.quantize(), pipeline.quantized(), pipeline.pv_tune(),
+            *(pipeline.perplexity(stage) for stage in ("pre_pv", "post_pv")),
+        )  # fmt: skip
+
+    return Pipeline(made_once("whole", make), inputs.values)
 
 
 @pytest.fixture
@@ -66,6 +78,26 @@ def fresh(inputs: Pipeline, tmp_path: Path) -> Fresh:
         return copied(origin or inputs, tmp_path / name)
 
     return make
+
+
+@pytest.fixture
+def grid(inputs: Pipeline, tmp_path: Path) -> Workflow:
+    """The grid of the undisturbed pipeline, its inputs made."""
+    shutil.copytree(inputs.folder / "results", tmp_path / "results")
+    return Workflow(tmp_path, inputs.values)
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[str]]]:
+    """Every snakemake that was started; what is left of them and their jobs is ended with the test."""
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        process.wait()
 
 
 def copied(origin: Pipeline, folder: Path) -> Pipeline:

@@ -20,7 +20,9 @@ _TABLE = {
         ("who_may_not_read_is_told_how", ACCESS, "the hub refuses the token, or a gated model", MESSAGE),
         ("damage_on_the_way_is_noticed_and_mended", MODEL, "a file is damaged on its way, once", SAME),
         ("damage_that_stays_is_refused", MODEL, "a file is damaged on its way, every time", BOTH),
-        ("a_damaged_part_is_not_kept", MODEL, "the part of an earlier download is damaged", SAME),
+        ("damage_on_this_machine_is_mended", MODEL, "a file of the hub's cache is damaged", SAME),
+        ("a_model_offline", NETWORK, "offline, and the cache is empty, lacks a file or is damaged", MESSAGE),
+        ("the_fast_transfer_that_fails_is_one_message", NETWORK, "the storage of large files fails", MESSAGE),
         ("a_shard_of_text_comes_once_and_checked", TEXT, "a shard is damaged on its way, then on the disk", SAME),
         ("a_shard_that_is_another_or_none", TEXT, "a shard is another one than configured, or none", MESSAGE),
     ],
@@ -59,8 +61,16 @@ _TABLE = {
     "unit/pv/test_plan.py": [
         ("what_never_fits_is_refused_with_the_bytes", "out of memory", "a model too large to be tuned", MESSAGE),
     ],
-    "unit/runtime/test_runtime.py": [
+    "unit/runtime/test_temporary.py": [
+        (
+            "litter_of_a_killed_writer_goes_with_the_next_write",
+            "kill -9 of a job", "in the middle of writing a file or a folder", SAME,
+        ),
+    ],
+    "unit/runtime/test_atomic.py": [
         ("two_writers_never_mix", "two writers at once", "twelve of the same file", ENDS),
+    ],
+    "unit/runtime/test_devices.py": [
         ("too_little_disk_is_refused", "full disk", "known before the work begins", MESSAGE),
     ],
     "unit/config/test_schema.py": [

@@ -7,12 +7,14 @@ script of the rule, with the arguments that the rule would give it, in a folder 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import re
 import runpy
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -23,24 +25,13 @@ from oaem.config.schema import Config
 from oaem.planning import layout
 from oaem.planning import rules as planning
 from oaem.planning.checks import checked
+from tests.shared import SERVER, print_to
 
 ROOT = Path(__file__).resolve().parents[2]
 INIT = "oaem"
 RUN = f"runs/tiny/2bpp-2x4g4/{INIT}/b2-e2/s42"
 SECONDS = 300.0
 Sabotage = Callable[[], None]
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    [
-        "oaem.calibration.sequential",
-        "oaem.pv.job",
-        "oaem.evaluation.stages",
-        "oaem.evaluation.domains",
-        "oaem.models.source",
-        "tests.faults.warm",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -94,9 +85,7 @@ def _size(path: Path) -> int:
 def _run(arguments: Arguments, folder: Path, terminal: Path, sabotage: Sabotage | None) -> None:
     """The body of a job's process."""
     os.chdir(folder)
-    out = os.open(terminal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+    print_to(terminal)
     if sabotage is not None:
         sabotage()
     values = {name: SimpleNamespace(**getattr(arguments, name)) for name in ("input", "output", "params", "wildcards")}
@@ -124,7 +113,7 @@ class Pipeline:
         """Start a job; `sabotage` runs in its process first and must be importable by name."""
         self.started += 1
         terminal = self.folder.with_name(f"{self.folder.name}-terminal-{self.started}.txt")
-        process = _server.Process(target=_run, args=(arguments, self.folder, terminal, sabotage), daemon=True)
+        process = SERVER.Process(target=_run, args=(arguments, self.folder, terminal, sabotage), daemon=True)
         return Job(process, terminal, self.folder / arguments.log)
 
     def run(self, arguments: Arguments, sabotage: Sabotage | None = None) -> tuple[int, str]:
@@ -220,6 +209,20 @@ class Pipeline:
     def litter(self) -> list[Path]:
         """Temporary files that nobody will ever name."""
         return sorted((self.folder / "results").rglob(".*.tmp"))
+
+
+def process_of(folder: Path, log: str, running: subprocess.Popen[str]) -> int:
+    """The job that works in `folder` and writes `log`, as soon as it has begun; `running` is its snakemake."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        text = (folder / log).read_text() if (folder / log).exists() else ""
+        for process in re.findall(r"the job begins: process (\d+)", text)[-1:]:
+            with suppress(OSError):  # an earlier attempt's
+                if Path(f"/proc/{process}/cwd").samefile(folder):
+                    return int(process)
+        assert running.poll() is None, running.communicate()[0]
+        assert time.monotonic() < deadline, f"{log}: the job does not begin"
+        time.sleep(0.005)
 
 
 def without_times(value: Any) -> Any:

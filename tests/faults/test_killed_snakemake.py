@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +25,6 @@ KILLS = [
     ("blocks-0000-0006", "with its job"), ("blocks-0000-0006", "alone"), ("pv_tune", "with its job"),
     ("pv_tune", "alone"), ("post_pv-perplexity", "with its job"),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def grid(inputs: Pipeline, tmp_path: Path) -> Workflow:
-    """The grid of the undisturbed pipeline, its inputs made."""
-    shutil.copytree(inputs.folder / "results", tmp_path / "results")
-    return Workflow(tmp_path, inputs.values)
-
-
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
-    """Every snakemake that was started; what is left of them and their jobs is ended with the test."""
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-        process.wait()
 
 
 def size(path: Path) -> int:
@@ -93,6 +72,8 @@ def test_the_grid_survives(
     code, output = grid.run(TARGET)
     assert code == 0, output
     assert disturbed.equals(whole)
+    assert "Nothing to be done" in grid.run("-n", TARGET)[1], "a late orphan made something look out of date"
+    assert disturbed.litter() == []
     for stage in ("pre_pv", "post_pv"):
         metrics = f"results/{RUN}/metrics/{stage}-perplexity.json"
         assert disturbed.read(metrics) == whole.read(metrics)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import pytest
 import torch
 
 from oaem.evaluation.metrics import read_csv
+from tests.faults.pipeline import process_of
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission
 from tests.workflow.conftest import Workflow
 
-pytestmark = pytest.mark.slow
+# The hanging job is begun first and looked at last: its minute passes while the other tests run.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hanging")]
 Submit = Callable[..., Any]
 
 
@@ -40,6 +45,27 @@ def wait_for_first_block(workflow: Workflow, submission: Submission) -> str:
 
 def stamps(paths: list[Path]) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in paths}
+
+
+@dataclass
+class Hanging:
+    """A run whose job hangs in the middle of its work until SLURM ends it, and the blocks that were done by then."""
+
+    workflow: Workflow
+    submission: Submission
+    limit: str
+    kept: dict[Path, int]
+
+
+@pytest.fixture(scope="module")
+def hanging(submit: Submit, local: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
+    workflow = local.copied(tmp_path_factory.mktemp("hanging") / "work").without_runs()
+    with submit(workflow, RANGE) as submission:
+        job = wait_for_first_block(workflow, submission)
+        command("scancel", "--signal=STOP", job)
+        limit = submission.jobs("quantize_blocks")[-1]["TimeLimit"]
+        command("scontrol", "update", f"JobId={job}", "TimeLimit=1")  # SLURM's shortest limit, a minute
+        yield Hanging(workflow, submission, limit, stamps(blocks_done(workflow)))
 
 
 def test_the_tiny_grid_gives_the_same_bytes_as_on_one_machine(submit: Submit, local: Workflow, tmp_path: Path) -> None:
@@ -106,17 +132,22 @@ def test_a_cancelled_job_is_submitted_again_and_resumes(submit: Submit, local: W
     assert_resumed(unquantised, local, kept)
 
 
-def test_a_job_over_its_time_limit_is_submitted_again_and_resumes(
-    submit: Submit, local: Workflow, unquantised: Workflow
-) -> None:
-    with submit(unquantised, "--set-resources", "quantize_blocks:runtime=1", "--", RANGE) as submission:
-        job = wait_for_first_block(unquantised, submission)
-        command("scancel", "--signal=STOP", job)  # it hangs: SLURM's shortest limit is a minute, a block takes seconds
-        kept = stamps(blocks_done(unquantised))
+def test_a_job_that_is_killed_on_its_node_is_told_of(submit: Submit, unquantised: Workflow) -> None:
+    log = f"logs/{RUN.removeprefix('results/')}/blocks-0000-0003.log"
+    with submit(unquantised, "--retries", "0", RANGE) as submission:
+        os.kill(process_of(unquantised.folder, log, submission.process), signal.SIGKILL)
         code, output = submission.finish()
+    assert code != 0
+    assert output.count(f"{log}: the job was ended in the middle of its work and could not say why (killed)") == 1
+    assert "Traceback" not in output
+
+
+def test_a_job_over_its_time_limit_is_submitted_again_and_resumes(hanging: Hanging, local: Workflow) -> None:
+    code, output = hanging.submission.finish()
     assert code == 0, output
-    assert [job["JobState"] for job in submission.jobs("quantize_blocks")] == ["TIMEOUT", "COMPLETED"]
-    assert_resumed(unquantised, local, kept)
+    assert hanging.limit == "02:00:00", "not what the rule asks for"
+    assert [job["JobState"] for job in hanging.submission.jobs("quantize_blocks")] == ["TIMEOUT", "COMPLETED"]
+    assert_resumed(hanging.workflow, local, hanging.kept)
 
 
 def assert_resumed(workflow: Workflow, local: Workflow, kept: dict[Path, int]) -> None:

@@ -5,18 +5,50 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from tests.shared import SERVER, print_to
+
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
+
+SECONDS = 600
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["river", "mill", "water", "paper", "stone", "bridge", "meadow", "village", "spring", "autumn", "wheel", "sea"]
+
+
+def _main(arguments: tuple[str, ...], environment: dict[str, str], terminal: Path) -> None:
+    """The body of a snakemake's process."""
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    print_to(terminal)
+    from snakemake.cli import main
+
+    main(list(arguments))
+
+
+def snakemake(*arguments: str) -> tuple[int, str]:
+    """Run snakemake's main in the tree, in a process that has it imported; returns exit code and all it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        terminal = Path(folder) / "terminal.txt"
+        process = SERVER.Process(target=_main, args=(arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, terminal))
+        process.start()
+        process.join(SECONDS)
+        output = terminal.read_text(encoding="utf-8")
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"snakemake {arguments} does not end\n{output}")
+        return process.exitcode, output
 
 
 @dataclass
@@ -26,25 +58,42 @@ class Workflow:
     folder: Path
     config: dict[str, Any]
 
+    def arguments(self, *more: str) -> tuple[str, ...]:
+        """What snakemake is told, the configuration written for it."""
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
+        places = ("-s", ROOT / "Snakefile", "--directory", self.folder, "--configfile", self.folder / "config.yaml")
+        return (*map(str, places), "--cores", "1", *more)
+
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start snakemake in a process group of its own."""
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
-        command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(self.folder)]
-        command += ["--configfile", str(self.folder / "config.yaml"), "--cores", "1", *arguments]
+        command = [sys.executable, "-m", "snakemake", *self.arguments(*arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options)
 
-    def run(self, *arguments: str, **options: Any) -> tuple[int, str]:
+    def run(self, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
         """Run snakemake to its end; returns its exit code and all it printed."""
-        process = self.start(*arguments, **options)
-        output, _ = process.communicate(timeout=600)
+        if env is None:
+            return snakemake(*self.arguments(*arguments))
+        process = self.start(*arguments, env=env)
+        output, _ = process.communicate(timeout=SECONDS)
         return process.returncode, output
 
     def blocks(self) -> dict[str, bytes]:
         """Every block artefact of every run, by its path."""
         found = sorted((self.folder / "results").glob("runs/**/blocks/*.safetensors"))
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in found}
+
+    def copied(self, folder: Path) -> Workflow:
+        """The same with all it has made, in a folder that is not there yet: snakemake finds nothing to do in it."""
+        shutil.copytree(self.folder, folder)
+        return Workflow(folder, copy.deepcopy(self.config))
+
+    def without_runs(self) -> Workflow:
+        """The same with no run begun; model, tokens and the unquantised model's measurements stay."""
+        for folder in ("results/runs", "logs/runs"):
+            shutil.rmtree(self.folder / folder)
+        return self
 
 
 def jobs_of(output: str, rule: str) -> int:
@@ -112,10 +161,8 @@ def tiny_config(model: Path, corpus: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
+def corpus_folder(made_once: MadeOnce) -> Path:
+    return made_once("corpus", write_corpus)
 
 
 @pytest.fixture
@@ -124,12 +171,13 @@ def workflow(tmp_path: Path, tiny_llama: Path, corpus_folder: Path) -> Workflow:
     return Workflow(tmp_path, tiny_config(tiny_llama, corpus_folder))
 
 
-@pytest.fixture
-def make_workflow(tmp_path: Path, corpus_folder: Path) -> Callable[[Path, str], Workflow]:
-    """make_workflow(model, name): the tiny grid on another model, in a folder called `name`."""
+@pytest.fixture(scope="session")
+def finished(made_once: MadeOnce, tiny_llama: Path, corpus_folder: Path) -> Workflow:
+    """The tiny grid with all that `snakemake` makes of it, tables and report included. Tests change copies of it."""
+    config = tiny_config(tiny_llama, corpus_folder)
 
-    def make(model: Path, name: str) -> Workflow:
-        (tmp_path / name).mkdir()
-        return Workflow(tmp_path / name, copy.deepcopy(tiny_config(model, corpus_folder)))
+    def make(folder: Path) -> None:
+        code, output = Workflow(folder, config).run()
+        assert code == 0, output
 
-    return make
+    return Workflow(made_once("finished", make), config)

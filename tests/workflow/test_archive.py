@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,15 +10,12 @@ import pytest
 from oaem.config.schema import load
 from oaem.evaluation.metrics import write_csv
 from tests.unit.presentation.paper_metrics import invented
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflow.conftest import ROOT, snakemake
 
 
 def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml") -> tuple[int, str]:
-    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(folder)]
-    command += [*arguments, "--cores", "1", "--configfile", str(ROOT / "config" / config)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    return done.returncode, done.stdout + done.stderr
+    places = ("-s", ROOT / "Snakefile", "--directory", folder)
+    return snakemake(*map(str, places), *arguments, "--cores", "1", "--configfile", str(ROOT / "config" / config))
 
 
 def test_everything_is_rebuilt_from_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

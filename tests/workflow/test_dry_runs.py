@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from functools import cache
 
 import pytest
 
-from tests.workflow.conftest import jobs_of
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.workflow.conftest import ROOT, jobs_of, snakemake
 
 
 def plan(*arguments: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "-n", "--forceall", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
+    """Exit code and output of a dry run of everything; on one core unless the arguments say otherwise."""
+    return planned(arguments if "--cores" in arguments else ("--cores", "1", *arguments))
+
+
+@cache  # the README shows again what other tests have planned
+def planned(arguments: tuple[str, ...]) -> tuple[int, str]:
+    return snakemake("-n", "--forceall", *arguments)
 
 
 def test_the_embedded_grid() -> None:

@@ -12,17 +12,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from oaem.evaluation.metrics import read_csv
-from tests.workflow.conftest import Workflow, jobs_of
+from oaem.config.schema import parse
+from oaem.evaluation.metrics import load_metrics, read_csv
+from oaem.planning import layout
+from oaem.presentation.tables.build import build
+from tests.faults.pipeline import Pipeline
+from tests.workflow.conftest import ROOT, Workflow, jobs_of, tiny_config
 
 
 def block_files(workflow: Workflow) -> list[Path]:
     return list((workflow.folder / "results").glob("runs/**/blocks/*.safetensors"))
 
 
-def test_the_tiny_grid_runs_and_then_has_nothing_to_do(workflow: Workflow) -> None:
-    code, output = workflow.run()
-    assert code == 0, output
+def test_the_tiny_grid_runs_and_then_has_nothing_to_do(finished: Workflow, tmp_path: Path) -> None:
+    workflow = finished.copied(tmp_path / "again")
     metrics = read_csv(workflow.folder / "results/metrics.csv")
     perplexities = metrics[metrics.metric == "perplexity"]
     assert set(perplexities.stage) == {"fp16", "pre_pv"}
@@ -46,45 +49,44 @@ def test_the_tiny_grid_runs_and_then_has_nothing_to_do(workflow: Workflow) -> No
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_qwen2_with_biases_runs_through(
-    make_workflow: Callable[[Path, str], Workflow], tiny_model: Callable[[str, bool], Path], tied: bool
+    tmp_path: Path, tiny_model: Callable[[str, bool], Path], corpus_folder: Path, tied: bool
 ) -> None:
-    workflow = make_workflow(tiny_model("qwen2", tied), "qwen2")
-    workflow.config["grid"][0]["init"] = ["oaem"]
-    code, output = workflow.run("results/metrics.csv", "results/tables/rho.csv")
-    assert code == 0, output
-    assert (read_csv(workflow.folder / "results/metrics.csv").metric == "perplexity").sum() == 4
+    """Every job of a run, from the model to its table, without Snakemake: what it does is the same for every family."""
+    pipeline = Pipeline(tmp_path, tiny_config(tiny_model("qwen2", tied), corpus_folder))
+    tokens = [pipeline.tokens(name) for name in ("calibration-s42", "eval-near", "eval-far")]
+    pipeline.make(pipeline.model(), *tokens, pipeline.quantize(0, 2), pipeline.quantize(2, 3), pipeline.quantized())
+    evaluations = [pipeline.perplexity("fp16", "models/tiny"), pipeline.perplexity("pre_pv")]
+    pipeline.make(*evaluations)
+    metrics = load_metrics([tmp_path / job.output["metrics"] for job in evaluations])
+    assert (metrics.metric == "perplexity").sum() == 4
+    assert (metrics.value > 1).all()
+    assert len(build("rho", metrics, pipeline.config, ROOT / "paper"))
 
 
-def test_jobs_of_any_size_and_a_killed_job_give_the_same_bytes(
-    make_workflow: Callable[[Path, str], Workflow], tiny_llama: Path
-) -> None:
-    whole = make_workflow(tiny_llama, "whole")
-    whole.config["quantization"]["blocks_per_job"] = "all"
-    single = make_workflow(tiny_llama, "single")
-    single.config["quantization"]["blocks_per_job"] = 1
-    killed = make_workflow(tiny_llama, "killed")
+def test_jobs_of_any_size_and_a_killed_job_give_the_same_bytes(finished: Workflow, tmp_path: Path) -> None:
+    """The finished grid took two blocks a job; here it takes one, and all of them with a kill on the way."""
+    single, killed = (finished.copied(tmp_path / name).without_runs() for name in ("single", "killed"))
+    jobs = Pipeline(single.folder, single.config)
+    jobs.make(*(jobs.quantize(block, block + 1, init) for init in ("greedy", "oaem") for block in range(3)))
+
     killed.config["quantization"]["blocks_per_job"] = "all"
-    target = "results/metrics.csv"
-    for workflow in (whole, single):
-        code, output = workflow.run(target)
-        assert code == 0, output
-
-    kill_after_first_block(killed, target)
+    targets = [layout.range_manifest(run.path, 0, 3) for run in parse(finished.config).runs()]
+    kill_after_first_block(killed, *targets)
     kept = block_files(killed)
     assert len(kept) < 6
     before = {path: path.stat().st_mtime_ns for path in kept if path.with_suffix(".json").exists()}
-    code, output = killed.run(target)
+    code, output = killed.run(*targets)
     assert code == 0, output
     assert before, "nothing was there to resume from"
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished block was computed again"
 
-    assert len(whole.blocks()) == 6
-    assert whole.blocks() == single.blocks() == killed.blocks()
+    assert len(finished.blocks()) == 6
+    assert finished.blocks() == single.blocks() == killed.blocks()
 
 
-def kill_after_first_block(workflow: Workflow, target: str) -> None:
+def kill_after_first_block(workflow: Workflow, *targets: str) -> None:
     """kill -9 of snakemake and its job as soon as one block is done, leaving the lock behind as a crash would."""
-    process = workflow.start(target)
+    process = workflow.start(*targets)
     deadline = time.monotonic() + 300
     while not any(path.with_suffix(".json").exists() for path in block_files(workflow)):
         assert process.poll() is None, process.communicate()[0]
@@ -96,10 +98,9 @@ def kill_after_first_block(workflow: Workflow, target: str) -> None:
     assert code == 0, output
 
 
-def test_a_damaged_block_is_made_again_alone(workflow: Workflow) -> None:
+def test_a_damaged_block_is_made_again_alone(finished: Workflow, tmp_path: Path) -> None:
     """Found by the evaluation that needs it, told with what to delete, and mended by doing just that."""
-    workflow.config["grid"][0]["init"] = ["oaem"]
-    assert workflow.run("results/metrics.csv")[0] == 0
+    workflow = finished.copied(tmp_path / "damaged")
     expected = workflow.blocks()
     damaged, *_ = sorted(block_files(workflow))[1:]
     damaged.write_bytes(damaged.read_bytes()[:-3])
@@ -120,9 +121,8 @@ def test_a_damaged_block_is_made_again_alone(workflow: Workflow) -> None:
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_a_setting_reruns_what_depends_on_it_and_nothing_else(workflow: Workflow) -> None:
-    workflow.config["grid"][0]["init"] = ["oaem"]
-    assert workflow.run("results/metrics.csv")[0] == 0
+def test_a_setting_reruns_what_depends_on_it_and_nothing_else(finished: Workflow, tmp_path: Path) -> None:
+    workflow = finished.copied(tmp_path / "changed")
 
     def planned() -> str:
         code, output = workflow.run("-n", "results/metrics.csv")
@@ -134,16 +134,17 @@ def test_a_setting_reruns_what_depends_on_it_and_nothing_else(workflow: Workflow
     assert "Nothing to be done" in planned()
     workflow.config["evaluation"]["batch_size"] = 2
     output = planned()
-    assert jobs_of(output, "perplexity") == 2
+    assert jobs_of(output, "perplexity") == 3
     assert jobs_of(output, "quantize_blocks") == 0
     workflow.config["evaluation"]["batch_size"] = 1
     workflow.config["quantization"]["oaem"]["rounds"] = 2
     output = planned()
-    assert jobs_of(output, "quantize_blocks") == 2
+    assert jobs_of(output, "quantize_blocks") == 4
     assert jobs_of(output, "tokens") == jobs_of(output, "model") == 0
 
 
-def test_a_model_that_is_not_the_expected_one_is_not_quantised(workflow: Workflow) -> None:
+def test_a_model_that_is_not_the_expected_one_is_not_quantised(finished: Workflow, tmp_path: Path) -> None:
+    workflow = finished.copied(tmp_path / "other").without_runs()
     workflow.config["models"]["tiny"]["expected_perplexity"] = {"far": 7.28}
     code, output = workflow.run("results/metrics.csv")
     assert code != 0

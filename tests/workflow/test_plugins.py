@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import AutoModelForCausalLM, SmolLM3Config
 
 from oaem.config.grid import Run
 from oaem.config.schema import parse
-from tests.conftest import HIDDEN, MLP, VOCABULARY, train_tokenizer
+from tests.conftest import FAMILIES, HIDDEN, MLP, VOCABULARY, train_tokenizer
 from tests.workflow.conftest import Workflow, jobs_of, tiny_config
 from tests.workflow.page import code_blocks
 
@@ -37,22 +37,22 @@ def install(folder: Path, heading: str, name: str) -> None:
 
 
 @pytest.fixture
-def mistral(tmp_path: Path) -> Path:
+def smollm3(tmp_path: Path) -> Path:
     """A tiny random model of a family that the library does not know."""
-    config = MistralConfig(
+    config = SmolLM3Config(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=MLP, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, sliding_window=None, bos_token_id=0,
-        eos_token_id=1,
+        num_key_value_heads=2, max_position_embeddings=512, no_rope_layer_interval=2, bos_token_id=0, eos_token_id=1,
+        pad_token_id=1,
     )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mistral")
-    train_tokenizer(bos=True).save_pretrained(tmp_path / "mistral")
-    return tmp_path / "mistral"
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "smollm3")
+    train_tokenizer(bos=True).save_pretrained(tmp_path / "smollm3")
+    return tmp_path / "smollm3"
 
 
-def test_an_initialisation_a_family_and_a_rate_from_outside(tmp_path: Path, mistral: Path, corpus_folder: Path) -> None:
+def test_an_initialisation_a_family_and_a_rate_from_outside(tmp_path: Path, smollm3: Path, corpus_folder: Path) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
-    workflow = Workflow(tmp_path, tiny_config(mistral, corpus_folder))
+    workflow = Workflow(tmp_path, tiny_config(smollm3, corpus_folder))
     (rate,) = code_blocks(PAGE, "Another bit rate", "yaml")
     shown = yaml.safe_load(rate)
     workflow.config["geometries"] |= shown["geometries"]
@@ -71,7 +71,7 @@ def test_an_initialisation_a_family_and_a_rate_from_outside(tmp_path: Path, mist
     targets = [f"results/{run.path}/metrics/pre_pv-perplexity.json"]
     code, output = workflow.run(*targets, env=environment)
     assert code != 0
-    assert "'mistral' is not a known model family (llama, qwen2)" in output
+    assert f"'smollm3' is not a known model family ({', '.join(sorted(FAMILIES))})" in output
 
     install(packages, "Another model family", "my_family")
     code, output = workflow.run(*targets, env=environment)

@@ -9,6 +9,7 @@ from oaem.config.grid import Run
 from oaem.corpora.tokens import read_tokens
 from oaem.runtime.atomic import write_json
 from oaem.runtime.jobs import job_device, run_job
+from oaem.runtime.locks import alone_in
 
 
 def work(snakemake: Any) -> None:
@@ -16,10 +17,10 @@ def work(snakemake: Any) -> None:
     start, stop = int(snakemake.wildcards.start), int(snakemake.wildcards.stop)
     model, tokens = Path(snakemake.input.model), Path(str(snakemake.input.tokens))
     manifest = Path(snakemake.output.manifest)
-    with job_device(settings["device"], snakemake.threads) as device:
+    folder = manifest.parent.parent
+    with alone_in(folder), job_device(settings["device"], snakemake.threads) as device:
         job = prepare(run, settings, model, tokens, device, str(snakemake.params.code))
-        activations = manifest.parent.parent / "activations"
-        reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, activations)
+        reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, folder / "activations")
     write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": job.made_by})
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from oaem.calibration.artefacts import check_blocks
-from oaem.calibration.metrics import quantization_metrics
 from oaem.config.grid import Run
 from oaem.evaluation.metrics import write_metrics
+from oaem.evaluation.quantization import quantization_metrics
 from oaem.runtime.atomic import read_json, write_json
 from oaem.runtime.jobs import run_job
+from oaem.runtime.temporary import sweep
 
 
 def work(snakemake: Any) -> None:
@@ -23,8 +24,7 @@ def work(snakemake: Any) -> None:
     sums = {f"{report['block']:04d}": report["sha256"] for report in reports}
     write_json(manifest, {"fingerprint": ranges[-1]["fingerprint"], "sha256": sums, "provenance": made_by})
     shutil.rmtree(manifest.parent / "activations", ignore_errors=True)
-    for leftover in (manifest.parent / "blocks").glob(".*.tmp"):  # of jobs that were killed while they wrote
-        leftover.unlink(missing_ok=True)
+    sweep(manifest.parent / "blocks")
 
 
 if "snakemake" in globals():

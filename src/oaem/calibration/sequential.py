@@ -22,12 +22,13 @@ from oaem.calibration.observation import BlockWalk, batch_size
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.errors import UserError
+from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments, run_block
-from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
+from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
@@ -71,7 +72,7 @@ def prepare(
     layer = {key: settings[key] for key in ("kmeans", "oaem", "codebooks")}
     inputs = {"model": read_json(manifest)["fingerprint"], "tokens": checksum(tokens)}
     dtype = compute_dtype(folder, device)
-    init = plugin_version("oaem.initialisations", run.init)
+    init = plugin_version(ENTRY_POINTS, run.init)
     facts = {"run": run.path, "settings": dict(settings), "code": code, "init": init, **inputs}
     facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
     return SequentialJob(
@@ -207,7 +208,7 @@ def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, a
 
 def _load(job: SequentialJob, index: int) -> nn.Module:
     block = load_block(job.model_folder, index, job.dtype, job.device)
-    use_cpu_attention(block)
+    use_fast_attention(block)
     return block
 
 

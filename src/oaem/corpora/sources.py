@@ -10,7 +10,7 @@ from oaem.corpora.embedded import embedded_documents
 from oaem.corpora.files import read_documents
 from oaem.corpora.parts import part_of
 from oaem.errors import UserError
-from oaem.models.download import fetch_file, require_checksums
+from oaem.models.hub_files import fetch_file, require_checksums
 from oaem.runtime.provenance import checksum
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from oaem.errors import UserError
-from oaem.models.cpu_attention import use_cpu_attention
+from oaem.models.attention import use_fast_attention
 from oaem.runtime.progress import Progress
 
 # Float32 logits held at once, in elements: 256 MB.
@@ -60,7 +60,7 @@ def perplexity(
     """
     _check(model, tokens)
     model.eval()
-    use_cpu_attention(model)
+    use_fast_attention(model)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     losses: list[float] = []
     for batch in tokens.split(batch_size):

@@ -148,10 +148,19 @@ def _stored_linear(name: str, weight: AdditiveWeight, dtype: torch.dtype) -> dic
 
 
 def _other_linears(model_folder: Path, state: QuantizedState) -> list[str]:
-    """The linears of the model that are not quantised, the output head among them."""
+    """The linears of the model that are not quantised, the output head among them; UserError if others are quantised.
+
+    What aqlm replaces when transformers loads the export is every module of torch's linear class, by its name.
+    """
     skeleton = build_skeleton(load_config(model_folder), torch.float32)
-    linears = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear))
-    return sorted(name for name in linears if name not in state.linears)
+    linears = {name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
+    for name in sorted(state.linears.keys() - linears):
+        kind = type(skeleton.get_submodule(name)).__name__
+        raise UserError(
+            f"export: {name} is a {kind} in transformers, whose aqlm integration loads linear layers alone: a model "
+            "quantised there cannot be exported."
+        )
+    return sorted(linears - state.linears.keys())
 
 
 def _refuse_foreign(folder: Path) -> None:

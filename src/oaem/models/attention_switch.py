@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 # Options of a call that a plain causal attention knows nothing of.
-UNUSUAL = ("dropout", "sliding_window", "position_bias", "cache", "softcap")
+UNUSUAL = ("dropout", "position_bias", "cache", "softcap")
 
 
 def switch_attention(module: nn.Module, name: str, attend: Callable[..., tuple[Tensor, Any]]) -> list[Any]:
@@ -41,4 +41,6 @@ def is_plainly_causal(
 ) -> bool:
     """Whether a call asks for softmax(scaling Q K^T) V over the keys up to each query's own place, and no more."""
     causal = attention_mask is None and key.shape[2] == query.shape[2] and getattr(module, "is_causal", True)
+    # Models name their window whatever the length of the sequence; one as long as the sequence hides nothing.
+    causal = causal and (options.get("sliding_window") or key.shape[2]) >= key.shape[2]
     return bool(causal) and options.get("is_causal") is not False and not any(options.get(name) for name in UNUSUAL)

@@ -10,7 +10,7 @@ from torch import nn
 
 from oaem.models.families import family_of
 from oaem.models.load import load_config
-from oaem.models.skeleton import build_skeleton, enter_block, fill_buffers
+from oaem.models.skeleton import build_skeleton, enter_block, place_buffers
 
 # Caches belong to generation; a block called without them computes the same.
 _DROPPED = ("hidden_states", "past_key_values", "past_key_value", "use_cache")
@@ -27,7 +27,7 @@ def block_arguments(
     config = load_config(folder)
     family = family_of(config)
     model = build_skeleton(config, dtype)
-    fill_buffers(model, family, config, device)
+    place_buffers(model, device)
     nothing = torch.zeros(1, length, config.hidden_size, dtype=dtype, device=device)
     arguments = enter_block(model, family, index, {"inputs_embeds": nothing})
     return {name: value for name, value in arguments.items() if name not in _DROPPED}

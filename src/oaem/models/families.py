@@ -16,6 +16,8 @@ _GROUPS = (
     ("mlp.up_proj", "mlp.gate_proj"),
     ("mlp.down_proj",),
 )
+# Where one linear gives queries, keys and values, and one both halves of the MLP.
+_FUSED_GROUPS = (("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",))
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,17 @@ class Family:
         return f"{self.blocks}.{index}."
 
 
-BUILT_IN = (Family("llama"), Family("qwen2"))
+# The one place where a family is added. Norms, biases, masks, rotary embeddings and scales of embeddings or attention
+# are the model's own modules and arguments, so they need no mention here.
+BUILT_IN = (
+    Family("llama"),
+    Family("qwen2"),
+    Family("mistral"),
+    Family("qwen3"),
+    Family("gemma3_text"),
+    Family("phi3", sequential_groups=_FUSED_GROUPS),
+    Family("olmo2"),
+)
 
 
 @cache

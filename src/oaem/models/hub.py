@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from oaem.errors import UserError
+from oaem.runtime.atomic import is_full_disk
 
 T = TypeVar("T")
 TOKEN = "HF_TOKEN"  # noqa: S105 - the name of the variable
@@ -17,7 +18,7 @@ def call_hub(function: Callable[..., T], repo: str, gated: bool = False, **argum
 
     Only the variable HF_TOKEN is looked at, never a token stored on the machine. It goes into no message and no log.
     """
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN, "").strip() or None
     if gated and token is None:
         raise UserError(f"{repo}: {_locked(repo)}")
     try:
@@ -36,6 +37,9 @@ def _reason(error: BaseException, repo: str, token: str | None, asked: dict[str,
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         # The hub did answer; its client looked in the cache after that, and found nothing.
         error = error.__cause__
+    if type(error) is ValueError and error.__cause__ is not None:
+        # A file was to be fetched anew in spite of the cache; the client names the reason behind it.
+        error = error.__cause__
     if isinstance(error, errors.GatedRepoError):
         return _locked(repo)
     if isinstance(error, errors.RevisionNotFoundError):
@@ -46,19 +50,20 @@ def _reason(error: BaseException, repo: str, token: str | None, asked: dict[str,
         return f"no such repository on the hub, or a private one that needs a token in {TOKEN}; check its name."
     if isinstance(error, errors.LocalEntryNotFoundError) or _is_network(error):
         return (
-            f"not stored on this machine, and the hub cannot be reached ({_first_line(error, token)}). Check the "
+            f"not whole on this machine, and the hub cannot be reached ({_first_line(error, token)}). Check the "
             "network and HF_ENDPOINT, unset HF_HUB_OFFLINE, or fetch the files elsewhere and use `source: folder`."
         )
     if isinstance(error, errors.EntryNotFoundError):
         return f"has no file {asked.get('filename')!r} at revision {asked.get('revision')!r}; check both."
     if isinstance(error, errors.HfHubHTTPError | errors.HFValidationError):
         return f"the hub answered with an error: {_first_line(error, token)} Try again later."
-    if isinstance(error, OSError) and error.errno is None:
-        return (
-            f"the download broke off ({_first_line(error, token)}). Run the same command again: it goes on from there."
-        )
-    if isinstance(error, OSError):
+    if is_full_disk(error) or (isinstance(error, OSError) and error.errno is not None):
         return f"cannot be stored ({_first_line(error, token)}); check the space and the rights of HF_HOME."
+    if isinstance(error, OSError | RuntimeError):  # a RuntimeError is all that hf_xet, the fast transfer, raises
+        return (
+            f"the download broke off ({_first_line(error, token)}). Run the same command again: files that are whole "
+            "are kept."
+        )
     return None
 
 

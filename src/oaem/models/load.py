@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from oaem.errors import UserError
 from oaem.models.families import Family, family_of, linear_names
-from oaem.models.skeleton import block_list, build_skeleton, enter_block, fill_buffers
+from oaem.models.skeleton import block_list, build_skeleton, enter_block, place_buffers
 from oaem.models.tensors import read_selected, read_tensors
 
 __all__ = [
@@ -31,10 +31,15 @@ __all__ = [
 disable_progress_bar()
 # Sequences whose embeddings are computed at once; only what the forward does before its first block runs on them.
 EMBED_BATCH = 16
+# What some configs of a known family ask for, and the loss of PV-tuning and of perplexity does not know.
+_REFUSED = {
+    "final_logit_softcapping": "but losses here are those of the output embedding's own logits",
+    "use_bidirectional_attention": "but perplexity and PV-tuning need a model that sees no later token",
+}
 
 
 def load_config(folder: Path | str) -> Any:
-    """The transformers config of the model in `folder`, of a known family; UserError if it cannot be read."""
+    """The transformers config of the model in `folder`, of a known family; UserError if it cannot be read, or used."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: missing; expected a model in the Hugging Face format.")
@@ -43,6 +48,9 @@ def load_config(folder: Path | str) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a config that transformers knows ({error}).") from None
     family_of(config)
+    for key, reason in _REFUSED.items():
+        if getattr(config, key, None):
+            raise UserError(f"{path}: {key} is set, {reason}. Take a model without it.")
     return config
 
 
@@ -79,7 +87,7 @@ def load_model(folder: Path | str, dtype: torch.dtype, device: torch.device | st
     for index, block in enumerate(block_list(model, family)):
         _fill_block(block, family, folder, index, dtype, device)
     _fill_rest(model, model, family, folder, dtype, device)
-    fill_buffers(model, family, config, device)
+    place_buffers(model, device)
     return model.eval()
 
 
@@ -105,6 +113,7 @@ def load_block(folder: Path | str, index: int, dtype: torch.dtype, device: torch
     if not 0 <= index < len(blocks):
         raise UserError(f"{folder}: has blocks 0 to {len(blocks) - 1}, not {index}.")
     _fill_block(blocks[index], family, Path(folder), index, dtype, device)
+    place_buffers(blocks[index], device)
     return blocks[index].eval()
 
 
@@ -120,7 +129,7 @@ def embed_tokens(
     family = family_of(config)
     model = build_skeleton(config, dtype)
     _fill_rest(model, model.get_decoder(), family, Path(folder), dtype, device)
-    fill_buffers(model, family, config, device)
+    place_buffers(model, device)
     hidden = [
         enter_block(model, family, 0, {"input_ids": batch.to(device, torch.long)})["hidden_states"]
         for batch in tokens.split(EMBED_BATCH)

@@ -7,15 +7,41 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 from oaem.models.families import Family
 
 
+class _NoWeights(TorchFunctionMode):
+    """Makes uninitialised tensors, which is what modules take their weights from, on the meta device.
+
+    Everything else is made as always: rotary frequencies or the scale of an embedding are computed, and in no file.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def build_skeleton(config: Any, dtype: torch.dtype) -> Any:
-    """The model of `config` in eval mode, with every parameter and buffer on the meta device."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+    """The model of `config` in eval mode, every parameter on the meta device, every buffer computed on the CPU."""
+    with _NoWeights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_meta:  # made of ones or zeros, as the weights of norms are
+                setattr(module, name, nn.Parameter(parameter.to("meta")))
+    return model
+
+
+def place_buffers(module: nn.Module, device: torch.device | str) -> None:
+    """Move the buffers of a skeleton, or of a part of it, to `device`, in the dtype that they were computed in."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
 
 
 def block_list(model: nn.Module, family: Family) -> nn.ModuleList:
@@ -74,12 +100,3 @@ def enter_block(model: Any, family: Family, index: int, inputs: dict[str, Any]) 
     finally:
         setattr(owner, name, blocks)
     raise RuntimeError(f"family {family.name}: the forward pass never reached block {index}")
-
-
-def fill_buffers(model: nn.Module, family: Family, config: Any, device: torch.device | str) -> None:
-    """Give every module outside the blocks that keeps computed buffers (rotary embeddings) real ones on `device`."""
-    for path, module in list(model.named_modules()):
-        if path.startswith(f"{family.blocks}.") or all(b.device.type != "meta" for b in module.buffers(recurse=False)):
-            continue
-        owner, _, name = path.rpartition(".")
-        setattr(model.get_submodule(owner), name, type(module)(config=config).to(device))

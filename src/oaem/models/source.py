@@ -14,10 +14,9 @@ import torch
 
 from oaem.config.schema import ModelSource
 from oaem.errors import UserError
-from oaem.models.download import complete, fetch_file, require_checksums
 from oaem.models.embedded import convert_embedded
 from oaem.models.families import family_of
-from oaem.models.hub import call_hub
+from oaem.models.hub_files import fetch_file, fetch_snapshot, require_checksums
 from oaem.models.load import load_config, load_tokenizer
 from oaem.models.skeleton import build_skeleton
 from oaem.models.tensors import INDEX, SINGLE, stored_shapes, tensor_files
@@ -88,29 +87,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 def _fetch_hub(source: ModelSource, target: Path) -> dict[str, Any]:
     """Fetch into the hub's cache, check every file there, and link from it."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError
-
-    def plan(**arguments: Any) -> list[Any]:
-        try:
-            return list(snapshot_download(dry_run=True, **arguments))
-        except DryRunError:
-            # No network or no access. The call that follows serves what is in the cache, or says what is wrong.
-            return []
-
     repo = str(source.repo)
-    wanted: dict[str, Any] = {
-        "revision": source.revision,
-        "allow_patterns": list(PATTERNS),
-        "ignore_patterns": list(IGNORED),
-    }
-    files = call_hub(plan, repo, source.gated, **wanted)
-    missing = sum(file.file_size for file in files if file.will_download)
-    if missing:
-        require_disk(Path(constants.HF_HUB_CACHE), missing, f"the download of {repo}")
-    for file in files:
-        call_hub(complete, repo, source.gated, filename=file.filename, revision=file.commit_hash, repo_type="model")
-    snapshot = Path(call_hub(snapshot_download, repo, source.gated, **wanted))
+    snapshot = fetch_snapshot(repo, source.revision, patterns=PATTERNS, ignored=IGNORED, gated=source.gated)
     sums = {}
     for name in sorted(file.name for file in snapshot.iterdir() if _wanted(file.name)):
         expected = source.sha256.get(name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import sqrt
 
 import torch
 from torch import Tensor
+
+from oaem.numerics.fast_paths import fast_path
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,17 @@ class Lamb:
         return moments | {"first": torch.zeros_like(parameter)} if self.beta1 else moments
 
 
+@fast_path(
+    "cuda",
+    "oaem.pv.kernels.cuda.lamb:lamb_step_triton",
+    when=lambda parameter, *_: parameter.dtype == torch.float32,
+)
 @torch.no_grad()
 def lamb_step(parameter: Tensor, gradient: Tensor, moments: dict[str, Tensor], step: int, lamb: Lamb) -> None:
     """Update `parameter` and its `moments` in place with the gradient of `step` (from 1).
 
     All tensors have one shape and dtype. Makes no host-device synchronisation.
     """
-    if parameter.is_cuda and parameter.dtype == torch.float32 and find_spec("triton") is not None:
-        from oaem.pv.kernels.cuda.lamb import lamb_step_triton
-
-        return lamb_step_triton(parameter, gradient, moments, step, lamb)
     average = gradient
     if lamb.beta1:
         average = moments["first"].mul_(lamb.beta1).add_(gradient, alpha=1 - lamb.beta1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from oaem.numerics.fast_paths import fast_path
 
 
 def kl_divergence(
@@ -25,6 +26,7 @@ def kl_divergence(
     return loss
 
 
+@fast_path("cuda", "oaem.pv.kernels.cuda.loss:backward_kl_triton")
 def backward_kl(
     hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, token_chunk: int, share: float
 ) -> Tensor:
@@ -32,12 +34,6 @@ def backward_kl(
 
     Arguments as for `kl_divergence`; `head` is a leaf.
     """
-    if hidden.is_cuda and find_spec("triton") is not None:
-        from oaem.pv.kernels.cuda.loss import kl_with_gradients_triton
-
-        loss, gradient = kl_with_gradients_triton(hidden, head, teacher_hidden, teacher_head, token_chunk, share)
-        hidden.backward(gradient)
-        return loss
     loss = kl_divergence(hidden, head, teacher_hidden, teacher_head, token_chunk) * share
     loss.backward()
     return loss.detach()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +13,12 @@ from torch import Tensor
 from oaem.calibration.artefacts import PARTS, QuantizedState, checksum
 from oaem.errors import UserError
 from oaem.runtime.atomic import atomic_path, read_json, write_json
+from oaem.runtime.temporary import sweep
 
-log = logging.getLogger("oaem.pv")
 # The paper's protocol, the choice that does not look at the test set, and no choice at all.
 OUTCOMES = ("best_test", "best_validation", "last")
 RESULT = "result.json"
 Record = dict[str, Any]
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; wait while another one tunes there, such as the orphan of a killed workflow.
-
-    The kernel drops the lock with its holder. Where the file system knows no locks the body runs without one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is tuning here; waiting for it to end", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            log.debug("%s: the file system knows no locks", folder)
-        yield
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
@@ -84,8 +62,7 @@ def finish(folder: Path, epochs: list[Record], result: dict[str, Any]) -> dict[s
     write_json(folder / RESULT, result)
     for leftover in ("resume", "epochs"):
         shutil.rmtree(folder / leftover, ignore_errors=True)
-    for unfinished in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-        unfinished.unlink(missing_ok=True)
+    sweep(folder)
     return result
 
 

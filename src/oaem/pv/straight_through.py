@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oaem.numerics.fast_paths import fast_path
 from oaem.quantization.clusters import fits_kernels
 from oaem.quantization.weight import dequantize
 
@@ -29,16 +30,22 @@ def reencode(
     ranking in weight space, for the choice in row-normalised space. Returns the dequantised weight [out, in] that
     results and the number of codes that changed, a tensor: nobody waits for the device here.
     """
-    num_codebooks, size, width = codebooks.shape
-    order = torch.randperm(num_codebooks, generator=generator).tolist()
+    order = torch.randperm(len(codebooks), generator=generator).tolist()
     count = groups_to_change(codes[..., 0].numel(), max_code_change)
-    if fits_kernels(codebooks, size):
-        from oaem.pv.kernels.cuda.reencode import squared_distances_triton, walk_triton
+    return reencode_farthest(codes, codebooks, row_scales, buffer, count, order)
 
-        distance = squared_distances_triton(codes, codebooks, row_scales, buffer)
-        chosen = distance.topk(count, sorted=False).indices
-        changed = walk_triton(codes, codebooks, row_scales, buffer, chosen, order)
-        return dequantize(codes, codebooks, row_scales), changed
+
+@fast_path(
+    "cuda",
+    "oaem.pv.kernels.cuda.reencode:reencode_farthest_triton",
+    when=lambda codes, codebooks, *_: fits_kernels(codebooks, codebooks.shape[1]),
+)
+@torch.no_grad()
+def reencode_farthest(
+    codes: Tensor, codebooks: Tensor, row_scales: Tensor, buffer: Tensor, count: int, order: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`reencode` for the `count` groups that lie farthest, in the `order` of codebooks given."""
+    num_codebooks, _, width = codebooks.shape
     weight = dequantize(codes, codebooks, row_scales)
     distance = (buffer - weight).reshape(-1, width).square_().sum(dim=1)
     chosen = distance.topk(count, sorted=False).indices

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oaem.calibration.artefacts import QuantizedState
 from oaem.errors import UserError
-from oaem.models.cpu_attention import use_cpu_attention
+from oaem.models.attention import use_fast_attention
 from oaem.models.load import load_model
-from oaem.pv.kernels.cuda.compiled import prepare_blocks
-from oaem.pv.kernels.cuda.products import summing_linear
+from oaem.pv.blocks import blocks_of, prepare_blocks, prepare_embeddings
+from oaem.pv.products import summing_linear
 from oaem.quantization.weight import AdditiveWeight, dequantize
 
 
@@ -72,41 +68,6 @@ class StudentLinear(nn.Module):
         weight.grad = None
 
 
-class StudentEmbedding(nn.Module):
-    """Embeddings whose gradient is added, row by row, to that of the sequences before.
-
-    autograd would fill a gradient as large as the vocabulary for each sequence and add that.
-    """
-
-    def __init__(self, plain: nn.Embedding) -> None:
-        super().__init__()
-        self.weight, self.padding_idx = plain.weight, plain.padding_idx
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[...] -> [..., hidden]."""
-        rows: Tensor = _Rows.apply(tokens, self.weight, self.padding_idx)
-        return rows
-
-
-class _Rows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, padding_idx: int | None) -> Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.weight, ctx.padding_idx = weight, padding_idx
-        return functional.embedding(tokens, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
-        (tokens,), weight = ctx.saved_tensors, ctx.weight
-        if ctx.padding_idx is not None:
-            gradient = gradient.masked_fill((tokens == ctx.padding_idx)[..., None], 0)
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_put_((tokens.flatten(),), gradient.flatten(0, -2), accumulate=True)
-        return None, None, None
-
-
 class Student:
     """The trainable model; masters are float32, matrix products run in `compute_dtype` (bfloat16 by autocast).
 
@@ -134,9 +95,8 @@ class Student:
         self._check(model_folder, state)
         self.linears = {name: self._replace(name, weight) for name, weight in state.linears.items()}
         self.model.to(device)
-        use_cpu_attention(self.model)
-        if torch.device(device).type == "cuda":
-            self._gather_rows_of_embeddings()
+        use_fast_attention(self.model)
+        prepare_embeddings(self.model)
         own = {f"{name}.{part}" for name in self.linears for part in ("codebooks", "row_scales")}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
@@ -147,11 +107,8 @@ class Student:
         with torch.no_grad():
             for name, tensor in state.tensors.items():
                 self.parameters[name].copy_(tensor)
-        self._checkpointed: list[GradientCheckpointingLayer] = []
-        if torch.device(device).type == "cuda":
-            prepare_blocks(self.model, gradient_checkpointing)
-        elif gradient_checkpointing:
-            self._checkpointed = self._checkpoint_gradients()
+        prepare_blocks(self.model, gradient_checkpointing)
+        self._checkpointed = [block for block in blocks_of(self.model) if block.gradient_checkpointing]
 
     @property
     def head(self) -> Tensor:
@@ -202,11 +159,6 @@ class Student:
         self.model.config.tie_word_embeddings = False
         self.model.config.use_cache = False
 
-    def _gather_rows_of_embeddings(self) -> None:
-        plain = self.model.get_input_embeddings()
-        if type(plain) is nn.Embedding:  # another kind may do more than look up
-            self.model.set_input_embeddings(StudentEmbedding(plain))
-
     def _check(self, model_folder: Path, state: QuantizedState) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         given = {name: tuple(tensor.shape) for name, tensor in state.tensors.items()}
@@ -227,19 +179,9 @@ class Student:
         setattr(self.model.get_submodule(parent), child, linear)
         return linear
 
-    def _checkpoint_gradients(self) -> list[GradientCheckpointingLayer]:
-        """Let the blocks be recomputed in the backward pass; returns them.
-
-        The public switch changed its name between the transformers that this project runs on; what it sets did not.
-        """
-        blocks = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for block in blocks:
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        return blocks
-
 
 def _sums_gradients(inputs: Tensor) -> bool:
+    """Whether `summing_linear` can serve. Asked inside of compiled blocks, which see through no choice of a path."""
     return inputs.is_cuda and torch.is_grad_enabled()
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from oaem.models.cpu_attention import use_cpu_attention
+from oaem.models.attention import use_fast_attention
 from oaem.models.load import load_model
-from oaem.pv.kernels.cuda.compiled import prepare_blocks
+from oaem.pv.blocks import prepare_blocks
 
 # memory, disk: hidden states are computed once and kept there, and the teacher's blocks are let go. live: the teacher
 # stays on the device and computes them every time. The values are the same: one sequence a forward pass in every case.
@@ -34,9 +34,8 @@ class Teacher:
         """tokens: [sequences, window] integer. `cache_file` is written only if `place` is disk."""
         self.tokens, self.device, self.cache_file = tokens.to(device), device, cache_file
         model = load_model(model_folder, compute_dtype, device)
-        use_cpu_attention(model)
-        if torch.device(device).type == "cuda":
-            prepare_blocks(model.requires_grad_(False), checkpointing=False)
+        use_fast_attention(model)
+        prepare_blocks(model.requires_grad_(False), checkpointing=False)
         self._body: Any = model.get_decoder()
         self.head: Tensor = model.get_output_embeddings().weight.detach()
         self._cache: Tensor | None = None

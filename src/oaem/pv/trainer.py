@@ -72,7 +72,8 @@ def tune(
 
     test, validation: perplexity of a transformers causal LM, called under no_grad and autocast at each epoch's end.
     report: receives a line with an estimate now and then. A finished tuning in `folder` is returned as it is; a
-    resumable one goes on; one of another fingerprint is left alone until this one replaces it.
+    resumable one goes on; one of another fingerprint is left alone until this one replaces it. The caller sees to it
+    that nobody else tunes there at the same time.
     Raises UserError for tokens that do not suit, a state that does not, and numbers that are not finite.
     """
     _check_tokens(job, tokens)
@@ -81,16 +82,15 @@ def tune(
     identity = _identity(job, state, tokens)
     if job.device == "cpu":
         keep_freed_memory()
-    with outcomes.alone_in(folder):
-        done = outcomes.finished(folder, identity)
-        if done is not None:
-            return done
-        placement = job.placement or _automatic_placement(job, state, tokens, folder)
-        run = _Tuning(job, placement, state, tokens, folder, identity, report)
-        try:
-            return run.run(test, validation)
-        finally:
-            run.teacher.close()
+    done = outcomes.finished(folder, identity)
+    if done is not None:
+        return done
+    placement = job.placement or _automatic_placement(job, state, tokens, folder)
+    run = _Tuning(job, placement, state, tokens, folder, identity, report)
+    try:
+        return run.run(test, validation)
+    finally:
+        run.teacher.close()
 
 
 class _Tuning:

@@ -1,6 +1,6 @@
-"""Beam search over the codes of one layer (section 3.2): the plain reference and the choice of a fast path.
+"""Beam search over the codes of one layer (section 3.2).
 
-Every implementation walks the same `SearchOrder` and breaks ties alike (first hypothesis, then lowest code), so that
+Every path walks the same `SearchOrder` and breaks ties alike (first hypothesis, then lowest code), so that
 their codes can be compared.
 """
 
@@ -9,10 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from oaem.numerics.fast_paths import fast_path
 from oaem.quantization.search_order import SearchOrder
 from oaem.quantization.weight import dequantize
 
 
+@fast_path("cuda", "oaem.quantization.kernels.cuda.beam_search:beam_search_triton")
+@fast_path("cpu", "oaem.quantization.kernels.cpu.beam_search:beam_search_numba")
+@torch.no_grad()
 def beam_search(
     weight: Tensor,
     hessian: Tensor,
@@ -22,32 +26,12 @@ def beam_search(
     beam_width: int,
     order: SearchOrder,
 ) -> Tensor:
-    """The codes after one pass, by the fast path of the tensors' device.
+    """The codes after one pass; new ones, of the dtype and shape of `codes`.
 
     weight [out, in], hessian [in, in], codebooks [M, K, g] and row_scales [out] are float32, codes [out, in/g, M] any
-    integers. Returns new codes of the dtype and shape of `codes`.
-    """
-    if weight.is_cuda:
-        from oaem.quantization.kernels.cuda.beam_search import beam_search_triton as search
-    else:
-        from oaem.quantization.kernels.cpu.beam_search import beam_search_numba as search
-    return search(weight, hessian, codes, codebooks, row_scales, beam_width, order)
-
-
-@torch.no_grad()
-def beam_search_reference(
-    weight: Tensor,
-    hessian: Tensor,
-    codes: Tensor,
-    codebooks: Tensor,
-    row_scales: Tensor,
-    beam_width: int,
-    order: SearchOrder,
-) -> Tensor:
-    """The same search spelt out: shapes as in `beam_search`, any floating-point dtype, any device; slow.
-
-    A hypothesis is a whole code row with its tracked product R = (W - W^) H and its objective up to a constant of the
-    row. Replacing an entry adds `change` to one group of W^, so the objective moves by change H_jj change - 2 change R.
+    integers. `beam_search.oracle` is the search spelt out below, in any floating-point dtype and slow: a hypothesis is
+    a whole code row with its tracked product R = (W - W^) H and its objective up to a constant of the row. Replacing an
+    entry adds `change` to one group of W^, so the objective moves by change H_jj change - 2 change R.
     """
     codebook_size, group_size = codebooks.shape[1:]
     beam = codes.long().unsqueeze(1)  # [out, hypotheses, in/g, M]

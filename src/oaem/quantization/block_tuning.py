@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from torch.nn import functional
 
 from oaem.config.settings import BlockTuningSettings
 from oaem.errors import UserError
-from oaem.quantization.kernels.cuda.mixed_precision import mixed_precision
-from oaem.quantization.kernels.cuda.recorded import Recorded, Step
+from oaem.numerics.fast_paths import fast_path
 from oaem.runtime.seeds import generator
+
+# (inputs, target) -> loss, a tensor without gradient.
+Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def tune_block(
@@ -30,16 +32,14 @@ def tune_block(
 
     inputs, targets: [n, tokens, hidden] on any device. The block is called as block(hidden [1, tokens, hidden],
     **arguments) and gives a tensor or a tuple that starts with it. It works in float32 and is given back in its own
-    dtypes. On a CUDA device its products run in bfloat16 (see `mixed_precision`). UserError if the loss stops being
+    dtypes. On a CUDA device its products run in bfloat16 (see `precision_of`). UserError if the loss stops being
     finite.
     """
     if settings.epochs == 0:
         return []
     device = next(block.parameters()).device
-    on_gpu = device.type == "cuda"
-    with _in_float32(block) as parameters, mixed_precision(block) if on_gpu else nullcontext():
-        step = _stepper(block, parameters, _floats(arguments), settings)
-        step = Recorded(step) if on_gpu else step
+    with _in_float32(block) as parameters, precision_of(block):
+        step = launcher_of(block, _stepper(block, parameters, _floats(arguments), settings))
         losses = []
         for epoch in range(settings.epochs):
             total = torch.zeros((), dtype=torch.float64, device=device)
@@ -52,6 +52,18 @@ def tune_block(
                     "turn it off with block_tuning.epochs: 0."
                 )
     return losses
+
+
+@fast_path("cuda", "oaem.quantization.kernels.cuda.mixed_precision:mixed_precision")
+def precision_of(block: nn.Module) -> AbstractContextManager[None]:
+    """The context in which `block` is tuned: as it is, in float32 throughout."""
+    return nullcontext()
+
+
+@fast_path("cuda", "oaem.quantization.kernels.cuda.recorded:recorded")
+def launcher_of(block: nn.Module, step: Step) -> Step:
+    """How a step on `block` is launched: operation by operation."""
+    return step
 
 
 def _stepper(

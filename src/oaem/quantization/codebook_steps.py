@@ -1,72 +1,20 @@
-"""The continuous part of the alternating optimisation: codebooks and row scales with the codes fixed (section 3.2).
-
-The layer's loss tr((W^-W) H (W^-W)^T) / out is quadratic in the codebooks and in the scales. One product (W^-W) H gives
-the loss and both gradients.
-"""
+"""The continuous part of the alternating optimisation: codebooks and row scales with the codes fixed (section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from oaem.config.settings import CodebookSettings
 from oaem.numerics.product import matrix_product
-from oaem.quantization.clusters import ClusterSums, fits_kernels
-from oaem.quantization.kernels.cpu.layer_loss import loss_and_gradients_numba
+from oaem.quantization.clusters import cluster_sums
+from oaem.quantization.layer_loss import LayerLoss
 from oaem.quantization.weight import sum_of_entries
 
 # Conjugate-gradient iterations between two updates of the scales.
 CG_CYCLE = 10
-
-
-class LayerLoss:
-    """The loss of one layer as a function of codebooks and scales, for fixed codes.
-
-    weight [out, in] and hessian [in, in] in float32 or float64, codes [out, in/g, M].
-    """
-
-    def __init__(self, weight: Tensor, hessian: Tensor, codes: Tensor, codebook_size: int):
-        self.weight, self.hessian, self.codes = weight, hessian, codes
-        self.codebook_size = codebook_size
-        self.fast = fits_kernels(weight, codebook_size)
-        if self.fast:
-            from oaem.quantization.kernels.cuda.layer_loss import split_hessian
-            from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
-
-            self.codes, self.stacked_hessian = codes.contiguous(), split_hessian(hessian)
-            self.order = SortedCodes(self.codes, codebook_size)
-
-    @cached_property
-    def clusters(self) -> list[ClusterSums]:
-        """Sums by code for each codebook."""
-        return [ClusterSums(self.codes[..., m].flatten(), self.codebook_size) for m in range(self.codes.shape[-1])]
-
-    def gather(self, gradient: Tensor) -> Tensor:
-        """The gradient of the codebooks [M, K, g] from that of the unscaled matrix [out, in]."""
-        if self.fast:
-            return self.order.sums(gradient, torch.ones(len(gradient), device=gradient.device))
-        vectors = gradient.reshape(self.codes.shape[0] * self.codes.shape[1], -1)
-        return torch.stack([sums(vectors) for sums in self.clusters])
-
-    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss and its gradients for codebooks [M, K, g] and row scales [out]; the trace is summed in float64."""
-        if self.fast:
-            from oaem.quantization.kernels.cuda.layer_loss import loss_and_gradients_triton
-
-            return loss_and_gradients_triton(
-                self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
-            )
-        if not self.weight.is_cuda and self.weight.dtype == torch.float32:
-            return loss_and_gradients_numba(self.weight, self.hessian, self.codes, codebooks, row_scales)
-        entries = sum_of_entries(self.codes, codebooks)
-        difference = entries * row_scales[:, None] - self.weight
-        product = matrix_product(difference, self.hessian)
-        loss = torch.sum(product * difference, dtype=torch.float64) / len(self.weight)
-        gradient = product.mul_(2 / len(self.weight))
-        return loss, self.gather(gradient * row_scales[:, None]), (gradient * entries).sum(1)
 
 
 def layer_optimizer(codebooks: Tensor, row_scales: Tensor, settings: CodebookSettings) -> torch.optim.Optimizer:
@@ -152,7 +100,7 @@ def _block_inverse(problem: LayerLoss, row_scales: Tensor) -> Tensor:
     inverses = []
     for m in range(problem.codes.shape[2]):
         labels = (problem.codes[..., m] + offsets).flatten()
-        counts = ClusterSums(labels, groups * codebook_size)(weights).view(groups, codebook_size)
+        counts = cluster_sums(labels, groups * codebook_size)(weights).view(groups, codebook_size)
         curvature = (counts.T @ blocks).unflatten(1, (group_size, group_size)) * (2 / len(problem.weight))
         inverses.append(torch.linalg.pinv(curvature, hermitian=True))
     return torch.stack(inverses).to(problem.weight.dtype)

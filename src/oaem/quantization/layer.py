@@ -11,8 +11,9 @@ from oaem.config.geometry import Geometry
 from oaem.config.settings import CodebookSettings, LayerSettings
 from oaem.errors import UserError
 from oaem.quantization.beam_search import beam_search
-from oaem.quantization.codebook_steps import LayerLoss, adam_steps, cg_steps, layer_optimizer
+from oaem.quantization.codebook_steps import adam_steps, cg_steps, layer_optimizer
 from oaem.quantization.initialise import Clock, initialise, phase
+from oaem.quantization.layer_loss import LayerLoss, layer_loss
 from oaem.quantization.search_order import draw_order
 from oaem.quantization.weight import AdditiveWeight, output_error, relative_error
 from oaem.runtime.seeds import generator
@@ -69,7 +70,7 @@ def quantize_layer(
     epochs = 0
     while epochs < max_epochs:
         with phase(clock, "codebook_steps"):
-            problem = LayerLoss(weight, hessian, codes, geometry.codebook_size)
+            problem = layer_loss(weight, hessian, codes, geometry.codebook_size)
             goes_on = _steps(problem, codebooks, row_scales, optimizer, settings.codebooks, progress)
         if not goes_on:
             break

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from oaem.config.settings import OaemSettings
-from oaem.quantization.clusters import ClusterSums, best_entries, fits_kernels
+from oaem.config.settings import LayerSettings, OaemSettings
+from oaem.quantization.clusters import best_entries
+from oaem.quantization.m_step import adam_m_step, exact_m_step, statistics
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 MAPPED_AT_ONCE = 2**26  # Numbers in the E-step's tables at once.
 
 
@@ -26,6 +24,20 @@ def hessian_blocks(hessian: Tensor, group_size: int, damping: float) -> Tensor:
     return blocks + added * torch.eye(group_size, dtype=hessian.dtype, device=hessian.device)
 
 
+def oaem(
+    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+) -> tuple[Tensor, Tensor]:
+    """The paper's refinement: M-steps by Adam."""
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=False)
+
+
+def oaem_exact(
+    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+) -> tuple[Tensor, Tensor]:
+    """The same with M-steps solved exactly; not in the paper."""
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=True)
+
+
 @torch.no_grad()
 def oaem_refine(
     vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: OaemSettings, exact: bool
@@ -37,61 +49,11 @@ def oaem_refine(
     for _ in range(settings.rounds):
         curvature, pull = statistics(vectors, blocks, codes, len(centroids))
         if exact:
-            centroids = _minimiser(curvature, pull, centroids)
+            centroids = exact_m_step(curvature, pull, centroids)
         else:
             centroids = adam_m_step(curvature, pull, centroids, codes.numel(), settings)
         codes = e_step(vectors, blocks, centroids)
     return centroids, codes
-
-
-def statistics(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """A_k = sum_j n_kj H_j [K, g, g] and b_k = sum_j H_j s_kj [K, g], in float64: all that the M-step needs to know.
-
-    n_kj and s_kj are the count and the sum of the vectors of input group j that are assigned to k.
-    """
-    groups, _, group_size = vectors.shape
-    if fits_kernels(vectors, size):
-        from oaem.quantization.kernels.cuda.clusters import sums_by_code_triton
-
-        ones = torch.ones(groups, device=vectors.device)
-        pull = sums_by_code_triton(torch.bmm(vectors, blocks).flatten(1), ones, codes[..., None], size)[0].double()
-        labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
-        counts = torch.bincount(labels.flatten(), minlength=groups * size).view(groups, size).double()
-        return (counts.T @ blocks.double().flatten(1)).unflatten(1, (group_size, group_size)), pull
-    labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
-    clusters = ClusterSums(labels.flatten(), groups * size)
-    sums = clusters(vectors.flatten(0, 1)).double().unflatten(0, (groups, size))
-    counts = clusters.counts.double().unflatten(0, (groups, size))
-    precise = blocks.double()
-    curvature = (counts.T @ precise.flatten(1)).unflatten(1, (group_size, group_size))
-    return curvature, torch.bmm(sums, precise).sum(0)
-
-
-def adam_m_step(curvature: Tensor, pull: Tensor, centroids: Tensor, vectors: int, settings: OaemSettings) -> Tensor:
-    """Centroids after a fresh Adam with cosine annealing on the mean of (v - c)^T H_j (v - c) over all `vectors`.
-
-    The gradient is (2 / N) (A_k c_k - b_k), so a step costs K g^2 flops and never looks at the data.
-    """
-    rates = [_rate(step, settings) for step in range(settings.steps)]
-    if centroids.is_cuda:
-        from oaem.quantization.kernels.cuda.m_step import adam_m_step_triton as take_steps
-    else:
-        from oaem.quantization.kernels.cpu.m_step import adam_m_step_numba as take_steps
-    return take_steps(curvature, pull, centroids, 2 / vectors, rates, (BETA1, BETA2), EPSILON)
-
-
-def _rate(step: int, settings: OaemSettings) -> float:
-    """The cosine-annealed learning rate of a step."""
-    cosine = (1 + math.cos(math.pi * step / settings.steps)) / 2
-    return settings.final_lr + (settings.lr - settings.final_lr) * cosine
-
-
-def _minimiser(curvature: Tensor, pull: Tensor, centroids: Tensor) -> Tensor:
-    """The exact M-step: c_k + A_k^+ (b_k - A_k c_k), which leaves empty clusters and blind directions alone."""
-    values = centroids.double()
-    missing = pull - torch.einsum("kij,kj->ki", curvature, values)
-    solved = torch.einsum("kij,kj->ki", torch.linalg.pinv(curvature, hermitian=True), missing)
-    return (values + solved).to(centroids.dtype)
 
 
 def e_step(vectors: Tensor, blocks: Tensor, centroids: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from oaem.numerics.fast_paths import fast_path
 from oaem.numerics.product import matrix_product
-from oaem.quantization.clusters import ClusterSums, fits_kernels
-from oaem.quantization.kernels.cpu.weight_gradients import weight_gradients_numba
+from oaem.quantization.clusters import cluster_sums, fits_kernels
 
 # Keeps the scale of an all-zero row from dividing by zero.
 SCALE_EPSILON = 1e-9
@@ -50,40 +50,46 @@ def sum_of_entries(codes: Tensor, codebooks: Tensor) -> Tensor:
     return groups.flatten(1)
 
 
-class _Dequantize(torch.autograd.Function):
-    """torch's own backward of a lookup is slow on the CPU and takes more memory: it keeps every intermediate."""
-
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
-        ctx.save_for_backward(codes, codebooks, row_scales)
-        if fits_kernels(codebooks, codebooks.shape[1]):
-            from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton
-
-            return dequantize_triton(codes, codebooks, row_scales)
-        return sum_of_entries(codes, codebooks) * row_scales[:, None]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        return None, *weight_gradients(gradient, *ctx.saved_tensors)
+@fast_path(
+    "cuda",
+    "oaem.quantization.kernels.cuda.layer_loss:dequantize_triton",
+    when=lambda codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
+)
+def dense_matrix(codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
+    """What `dequantize` gives, without a derivative."""
+    return sum_of_entries(codes, codebooks) * row_scales[:, None]
 
 
+@fast_path(
+    "cuda",
+    "oaem.quantization.kernels.cuda.layer_loss:dequantize_gradients_triton",
+    when=lambda gradient, codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
+)
+@fast_path("cpu", "oaem.quantization.kernels.cpu.weight_gradients:weight_gradients_numba")
 def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of codebooks [M, K, g] and row_scales [out], given that of the dequantised weight [out, in].
 
     The weight is linear in each of the two, so one call on the gradient summed over a whole batch is exact. What
     autograd would give for plain indexing, without a graph and in the same order every time.
     """
-    if not gradient.is_cuda:
-        return weight_gradients_numba(gradient, codes, codebooks, row_scales)
-    if fits_kernels(codebooks, codebooks.shape[1]):
-        from oaem.quantization.kernels.cuda.layer_loss import dequantize_gradients_triton
+    scaled = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
+    tables = [cluster_sums(codes[..., m].flatten(), codebooks.shape[1])(scaled) for m in range(len(codebooks))]
+    slopes = (gradient * sum_of_entries(codes, codebooks)).sum(1)
+    return torch.stack(tables).to(codebooks.dtype), slopes.to(row_scales.dtype)
 
-        return dequantize_gradients_triton(gradient, codes, codebooks, row_scales)
-    entries_gradient = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
-    tables = [ClusterSums(codes[..., m].flatten(), codebooks.shape[1])(entries_gradient) for m in range(len(codebooks))]
-    scales_gradient = (gradient * sum_of_entries(codes, codebooks)).sum(1)
-    return torch.stack(tables).to(codebooks.dtype), scales_gradient.to(row_scales.dtype)
+
+class _Dequantize(torch.autograd.Function):
+    """torch's own backward of a lookup is slow on the CPU and takes more memory: it keeps every intermediate."""
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, codebooks, row_scales)
+        return dense_matrix(codes, codebooks, row_scales)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, *weight_gradients(gradient, *ctx.saved_tensors)
 
 
 def row_scales_of(weight: Tensor) -> Tensor:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
+from oaem.runtime.temporary import REPLACED, moved_away, temporary
 
 
 @contextmanager
@@ -20,23 +20,22 @@ def atomic_path(path: Path | str, durable: bool = True) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the name `path` when the body ends without an error.
 
     Two writers at once each have their own temporary file, so the last rename wins and no reader ever sees a mixture.
-    Without `durable` a power cut may leave a damaged file, for readers that can tell and do without.
+    A file that holds the same bytes already keeps its time of change: a job that outlived its Snakemake must not make
+    all that was read from the file look out of date. Without `durable` a power cut may leave a damaged file, for
+    readers that can tell and do without.
     """
     path = Path(path)
     with _full_disk_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
+        with temporary(path) as unfinished:
+            yield unfinished
+            if _same_bytes(unfinished, path):
+                return
             if durable:
-                with temporary.open("rb") as written:
+                with unfinished.open("rb") as written:
                     os.fsync(written.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            unfinished.chmod(0o644)
+            unfinished.replace(path)
 
 
 @contextmanager
@@ -45,24 +44,23 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
     folder = Path(folder)
     with _full_disk_told(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
-        replaced = temporary.with_suffix(".old")
-        try:
-            yield temporary
-            for file in temporary.iterdir():
+        with temporary(folder, folder=True) as unfinished:
+            yield unfinished
+            for file in unfinished.iterdir():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
                 if file.stat().st_nlink == 1:  # a hard link is somebody else's file, too
                     file.chmod(0o644)
-            temporary.chmod(0o755)
-            if folder.exists():
-                folder.rename(replaced)
-            temporary.rename(folder)
-        finally:
-            if replaced.exists() and not folder.exists():
-                replaced.rename(folder)
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+            unfinished.chmod(0o755)
+            with moved_away(folder, unfinished.with_suffix(REPLACED)):
+                unfinished.rename(folder)
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -86,13 +84,30 @@ def is_full_disk(error: BaseException) -> bool:
 
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with atomic_path(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path | str, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write `value` as readable JSON with sorted keys, atomically; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """Write `value` as readable JSON with sorted keys, atomically; NaN and infinity are refused.
+
+    A file that says the same already, apart from its `provenance` (who wrote it when), is left as it is.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    if not _says(Path(path), json.loads(text)):
+        write_text(path, text)
+
+
+def _says(path: Path, value: Any) -> bool:
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(_without_provenance(there) == _without_provenance(value))
+
+
+def _without_provenance(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key != "provenance"} if isinstance(value, dict) else value
 
 
 def read_json(path: Path | str) -> Any:

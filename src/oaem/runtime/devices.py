@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oaem.errors import UserError
+from oaem.runtime.locks import try_lock
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
@@ -68,12 +68,9 @@ def _free_slot(folder: Path, count: int, share: int) -> Iterator[int]:
         waited = False
         while True:
             for gpu, file in files:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield gpu
-                return
+                if try_lock(file.fileno()):
+                    yield gpu
+                    return
             if not waited:
                 log.info("all %d places on %d GPUs are taken; waiting for one", len(files), count)
                 waited = True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import platform
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,13 +23,17 @@ log = logging.getLogger("oaem")
 # How PyTorch's allocator, the system and Python's threads put it.
 NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "can't start new thread")
 GO_ON = "Then run the same command again: what is finished is kept."
+USE_LESS = "run fewer jobs at once (--cores 1), or take a smaller window or batch size"
+# First and last word of a job in its log; between them it either works or was ended from outside.
+BEGINS, ENDS = "the job begins:", "the job ends:"
 
 
 def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
     """Run `work(snakemake)` with logging to the job's log file and to the terminal.
 
     A UserError ends the job with its message alone. Anything else is a fault of this project: its traceback goes to
-    the log, and the terminal is told where to find it.
+    the log, and the terminal is told where to find it. A job that a signal ends leaves a log without an end, which
+    `sudden_end` finds.
     """
     path = Path(str(snakemake.log[0]))
     try:
@@ -34,18 +41,37 @@ def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
         _configure(path)
     except OSError as error:
         sys.exit(f"{path}: the log cannot be written ({error}); mend that and run the same command again.")
+    me = f"process {os.getpid()} on {platform.node()}"
+    log.debug("%s %s", BEGINS, me)
+    failure = _failure(snakemake, work, path)
+    if failure is not None:
+        log.error("%s", failure)
+    log.debug("%s %s", ENDS, me)
+    if failure is not None:
+        logging.shutdown()
+        sys.exit(1)
+
+
+def sudden_end(path: Path) -> str | None:
+    """What to tell of a failed job whose log breaks off; None if the job said itself how it ended, or never began.
+
+    A process that a signal ends cannot speak: the kernel's out-of-memory killer, a limit of the system, or a native
+    library that crashes for want of memory. Whoever started it asks here afterwards.
+    """
     try:
-        work(snakemake)
-    except UserError as error:
-        log.error("%s", error)
-        _exit()
-    except Exception as error:
-        told = _what_a_user_can_mend(error)
-        if told is None:
-            log.debug("unexpected failure", exc_info=True)
-            told = f"unexpected {type(error).__name__}: {error} (traceback in {path})"
-        log.error("%s", told)
-        _exit()
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    _, begun, rest = text.rpartition(BEGINS)
+    me = rest.partition("\n")[0]
+    if not begun or f"{ENDS}{me}\n" in rest:
+        return None
+    crash = re.search(r"^Fatal Python error: (.+)$", rest, re.MULTILINE)
+    how = f"{crash[1]}; the log shows where" if crash else "killed"
+    return (
+        f"{path}: the job was ended in the middle of its work and could not say why ({how}). Most often memory ran "
+        f"out: {USE_LESS}. On a cluster it may have been a limit (mem_mb, runtime) or somebody's cancel. {GO_ON}"
+    )
 
 
 @contextmanager
@@ -61,9 +87,21 @@ def job_device(wanted: str, threads: int) -> Iterator[str]:
         yield device
 
 
-def _exit() -> None:
-    logging.shutdown()
-    sys.exit(1)
+def _failure(snakemake: Any, work: Callable[[Any], None], path: Path) -> str | None:
+    """Do the work; returns the one message of its failure, None if there is none."""
+    try:
+        work(snakemake)
+    except UserError as error:
+        return str(error)
+    except KeyboardInterrupt:
+        return f"interrupted. {GO_ON}"
+    except Exception as error:
+        told = _what_a_user_can_mend(error)
+        if told is None:
+            log.debug("unexpected failure", exc_info=True)
+            told = f"unexpected {type(error).__name__}: {error} (traceback in {path})"
+        return told
+    return None
 
 
 def _what_a_user_can_mend(error: Exception) -> str | None:
@@ -71,7 +109,7 @@ def _what_a_user_can_mend(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":
         return f"the GPU is out of memory: {_first_line(error)} Use a GPU with more memory, or smaller batches. {GO_ON}"
     if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in NO_MEMORY):
-        return f"out of memory: run fewer jobs at once (--cores 1), or take a smaller window or batch size. {GO_ON}"
+        return f"out of memory: {USE_LESS}. {GO_ON}"
     if is_full_disk(error):
         return f"no space left on the device: {_first_line(error)}. Free some. {GO_ON}"
     return None
@@ -82,12 +120,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _configure(path: Path) -> None:
-    """Everything to the log file; what a person wants to see to the terminal."""
+    """Everything to the log file, a crash's place included; what a person wants to see to the terminal."""
     logging.raiseExceptions = False  # a log on a full disk must not bury the one message that says so
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     file = logging.FileHandler(path, mode="a", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    faulthandler.enable(file.stream or sys.stderr)  # no stream is there only with `delay`
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter("  %(message)s"))
     terminal.setLevel(logging.INFO)

@@ -6,9 +6,10 @@ import ast
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -20,85 +21,88 @@ from oaem.runtime.processor import processor
 PACKAGES = ("torch", "transformers", "safetensors", "numba", "triton", "datasets", "lm-eval", "snakemake", "oaem")
 SOURCE = Path(__file__).resolve().parents[1]
 
-# What running a stored model depends on.
-RUN_ROOMS = (
-    "models/load.py",
-    "models/skeleton.py",
-    "models/tensors.py",
-    "models/precision.py",
-    "models/cpu_attention.py",
-    "models/attention_switch.py",
-    "numerics/product.py",
-    "runtime/processor.py",
-    "quantization/weight.py",
-    "calibration/artefacts.py",
-)
-# What the numbers of each stage depend on. A change of code elsewhere reruns nothing expensive.
-ROOMS = {
-    "quantization": (
-        "quantization",
-        "models/capture.py",
-        "models/families.py",
-        "calibration/sequential.py",
-        "calibration/observation.py",
-        "calibration/forward_log.py",
-        "calibration/activations.py",
-        "config/geometry.py",
-        "numerics/chunks.py",
-        "runtime/seeds.py",
-        *RUN_ROOMS,
-    ),
-    "pv": (
-        "pv",
-        "evaluation/perplexity.py",
-        "quantization/linear.py",
-        "quantization/kernels/cpu/weight_gradients.py",
-        "numerics/chunks.py",
-        *RUN_ROOMS,
-        "runtime/seeds.py",
-    ),
-    "tokens": ("corpora", "runtime/seeds.py"),
-    "model": ("models/source.py", "models/embedded.py"),
-    "perplexity": ("evaluation/perplexity.py", "evaluation/domains.py", "evaluation/stages.py", *RUN_ROOMS),
-    "downstream": (
-        "evaluation/downstream.py",
-        "evaluation/downstream_embedded.py",
-        "evaluation/downstream_harness.py",
-        "corpora/embedded.py",
-        "corpora/files.py",
-        "corpora/parts.py",
-        "evaluation/stages.py",
-        "runtime/seeds.py",
-        *RUN_ROOMS,
-    ),
+# Where the code of each stage begins. What its numbers depend on is all that these modules import, and so on.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "model": ("models.source",),
+    "tokens": ("corpora.tokens",),
+    "quantization": ("calibration.sequential",),
+    "pv": ("pv.job",),
+    "perplexity": ("evaluation.domains", "evaluation.stages"),
+    "downstream": ("evaluation.downstream", "evaluation.stages"),
 }
+# Rooms and modules on which no number depends: settings travel as values, the rest moves bytes about.
+PLUMBING = (
+    "config.schema",
+    "config.settings",
+    "config.grid",
+    "errors",
+    "evaluation.metrics",
+    "models.hub",
+    "models.hub_files",
+    "planning",
+    "runtime.atomic",
+    "runtime.devices",
+    "runtime.digest",
+    "runtime.heap",
+    "runtime.locks",
+    "runtime.progress",
+    "runtime.provenance",
+    "runtime.temporary",
+)
+# A model is copied as it is or converted from a package; these only read what came.
+NOT_IN_A_MODEL = ("models.families", "models.load", "models.skeleton", "models.tensors")
+_NAME = re.compile(r"oaem\.(\w+(?:\.\w+)*)")
 
 
 @cache
 def source_fingerprint(stage: str) -> str:
     """A hash of the code that decides the numbers of `stage`; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
-    for file in _files(ROOMS[stage]):
-        digest.update(file.relative_to(SOURCE).as_posix().encode())
-        digest.update(_essence(file.read_text(encoding="utf-8")).encode())
+    for module in modules_of(stage):
+        digest.update(module.encode())
+        digest.update(_parsed(_file(module).read_text(encoding="utf-8"))[0].encode())
     return digest.hexdigest()[:16]
 
 
-def _files(rooms: Iterable[str]) -> list[Path]:
-    found: set[Path] = set()
-    for room in rooms:
-        place = SOURCE / room
-        found |= {place} if place.is_file() else set(place.rglob("*.py"))
+def modules_of(stage: str) -> list[str]:
+    """The modules of this library whose code the numbers of `stage` depend on, such as quantization.kmeans."""
+    passed_over = PLUMBING + (NOT_IN_A_MODEL if stage == "model" else ())
+    found: set[str] = set()
+    ahead = list(STAGES[stage])
+    while ahead:
+        module = ahead.pop()
+        if module in found or any(f"{module}.".startswith(f"{name}.") for name in passed_over):
+            continue
+        found.add(module)
+        ahead += [name for name in _parsed(_file(module).read_text(encoding="utf-8"))[1] if _file(name).is_file()]
     return sorted(found)
 
 
-def _essence(text: str) -> str:
-    """The syntax tree of `text` without docstrings: what the code does, not how it is written down."""
+def _file(module: str) -> Path:
+    return SOURCE / f"{module.replace('.', '/')}.py"
+
+
+@cache
+def _parsed(text: str) -> tuple[str, frozenset[str]]:
+    """What code does, however it is written down: its syntax tree without docstrings; and the `_names` in it."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body.pop(0)
-    return ast.dump(tree)
+    return ast.dump(tree), _names(tree)
+
+
+def _names(tree: ast.AST) -> frozenset[str]:
+    """What may be a module of this library that code imports, anywhere, or names in a string, as it does kernels."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value.partition(":")[0])
+    return frozenset(match.group(1) for match in map(_NAME.fullmatch, names) if match)
 
 
 def fingerprint(value: Any) -> str:
@@ -139,7 +143,7 @@ def _processor_facts(device: str) -> dict[str, str]:
         return {}
     facts = {"processor": processor().kind}
     if "torch" in sys.modules:
-        from oaem.numerics.product import product_library
+        from oaem.numerics.onednn import product_library
 
         facts["products"] = product_library()
     return facts

@@ -17,8 +17,8 @@ from oaem.calibration import observation
 from oaem.calibration.forward_log import ForwardLog
 from oaem.calibration.observation import BlockWalk
 from oaem.calibration.sequential import replace_linear
+from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments, run_block
-from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.quantization.hessian import HessianAccumulator
@@ -92,7 +92,7 @@ class Case:
         self.blocks = [load_block(folder, 1, dtype, "cpu") for _ in range(2)]
         for block in self.blocks:
             if attention == "oaem":
-                use_cpu_attention(block)
+                use_fast_attention(block)
             else:
                 block.self_attn.config._attn_implementation = attention
 
@@ -137,7 +137,8 @@ def test_every_layer_and_the_attention_run_once(tiny_llama: Path, monkeypatch: p
     counts: Counter[str] = Counter()
     attend = functional.softmax
     monkeypatch.setattr(
-        "oaem.models.cpu_attention.functional.softmax", lambda *a, **k: counts.update(["attention"]) or attend(*a, **k)
+        "oaem.models.kernels.cpu.attention.functional.softmax",
+        lambda *a, **k: counts.update(["attention"]) or attend(*a, **k),
     )
     linear = functional.linear
     monkeypatch.setattr(functional, "linear", lambda *a, **k: counts.update(["linear"]) or linear(*a, **k))

@@ -24,6 +24,7 @@ from oaem.models.families import BUILT_IN, linear_names
 from oaem.models.load import block_count, linear_shapes, read_tensors
 from oaem.quantization.weight import AdditiveWeight
 from oaem.runtime.seeds import generator
+from tests.conftest import FAMILIES, HIDDEN, VOCABULARY
 
 # What a reader of the export runs: nothing of this project. aqlm's CPU kernel needs one numba thread.
 READER = """
@@ -44,7 +45,13 @@ CASES = {
     "llama-2x8g8": ("llama", True, Geometry(2, 8, 8)),
     "qwen2-2x6g6": ("qwen2", True, Geometry(2, 6, 6)),
     "llama-1x10g4-untied": ("llama", False, Geometry(1, 10, 4)),
+    "mistral-2x6g6": ("mistral", True, Geometry(2, 6, 6)),
+    "qwen3-2x8g8": ("qwen3", True, Geometry(2, 8, 8)),
+    "gemma3_text-2x8g8": ("gemma3_text", True, Geometry(2, 8, 8)),
+    "phi3-2x8g8-untied": ("phi3", False, Geometry(2, 8, 8)),
+    "olmo2-2x6g6": ("olmo2", True, Geometry(2, 6, 6)),
 }
+assert {family for family, _, _ in CASES.values()} == set(FAMILIES)
 TOKENS = torch.arange(3, 15).reshape(2, 6)
 
 
@@ -95,7 +102,7 @@ def export_case(name: str, make: Callable[[str, bool], Path], target: Path) -> t
 def test_reads_as_the_dense_model(tiny_model: Callable[[str, bool], Path], tmp_path: Path) -> None:
     """Same weights, but aqlm adds table entries group by group where the dense model multiplies: float32 rounding.
 
-    The logits are of the order of 1; differences of up to 4e-6 were seen, 3e-5 are allowed.
+    Of every family. The logits are of the order of 1; differences of up to 4e-6 were seen, 3e-5 are allowed.
     """
     made = {name: export_case(name, tiny_model, tmp_path / name) for name in CASES}
     command = [sys.executable, "-W", "ignore", "-c", READER, *(str(tmp_path / name) for name in CASES)]
@@ -121,7 +128,7 @@ def test_folder_is_complete(name: str, tiny_model: Callable[[str, bool], Path], 
     assert config["tie_word_embeddings"] is CASES[name][1]
     stored = load_file(target / "model.safetensors")
     assert ("lm_head.weight" in stored) is not CASES[name][1]
-    assert stored["model.layers.0.mlp.up_proj.codes"].dtype == (torch.int16 if "1x10" in name else torch.int8)
+    assert stored["model.layers.0.mlp.down_proj.codes"].dtype == (torch.int16 if "1x10" in name else torch.int8)
     assert not any(f"{linear}.weight" in stored for linear in state.linears)
     assert (target / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "temporary folders are gone"
@@ -207,6 +214,12 @@ def test_refuses_what_does_not_fit(tiny_llama: Path, tiny_qwen2: Path, tmp_path:
     odd = AdditiveWeight(torch.zeros(4, 2, 1, dtype=torch.uint8), torch.zeros(1, 12, 4), torch.ones(4))
     with pytest.raises(UserError, match="powers of two"):
         common_geometry({"odd": odd})
+    table = random_state(tiny_llama, geometry)
+    table.linears["model.embed_tokens"] = AdditiveWeight(
+        torch.zeros(VOCABULARY, HIDDEN // 4, 2, dtype=torch.uint8), torch.zeros(2, 16, 4), torch.ones(VOCABULARY)
+    )
+    with pytest.raises(UserError, match=r"model\.embed_tokens is a Embedding.*linear layers alone"):
+        export(tiny_llama, table, tmp_path / "out", card(geometry))
     assert not (tmp_path / "out").exists()
 
 

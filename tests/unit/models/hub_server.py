@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+XET_TOKEN = "/api/xet-read-token"  # noqa: S105 - an address
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,15 @@ class Hub:
     gone_after: dict[str, int] = field(default_factory=dict)  # the same, and from then on nothing is answered
     stall_after: dict[str, int] = field(default_factory=dict)  # bytes after which nothing more comes, once a file
     damage: dict[str, int] = field(default_factory=dict)  # how often a file is served with a flipped bit
+    xet: bool = False  # large files are said to lie in the storage of chunks, which here knows none of them
     requests: list[Request] = field(default_factory=list)
     gone: bool = False
     endpoint: str = ""
+
+    @property
+    def cdn(self) -> str:
+        """Where large files lie: to a client another host, which must not see its token."""
+        return self.endpoint.replace("127.0.0.1", "localhost")
 
     def content(self) -> list[Request]:
         """Requests for the content of a file."""
@@ -81,12 +88,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(
             Request(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
-        if path.startswith("/cdn/"):  # where large files lie: the address itself is the right to read them
+        if path.startswith("/cdn/"):  # the address itself is the right to read
             return self._file(*path.removeprefix("/cdn/").split("/", 2))
+        if path.startswith("/chunks/"):
+            return self._refuse(404, None)
         if self.hub.token is not None and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             return self._refuse(*self.hub.refusal)
         if api := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(revision|tree)/([^/]+)", path):
             return self._listing(*api.groups())
+        if path == XET_TOKEN:
+            told = {"X-Xet-Cas-Url": f"{self.hub.endpoint}/chunks", "X-Xet-Access-Token": "x"}
+            return self._answer(200, b"{}", told | {"X-Xet-Token-Expiration": "9999999999"})
         if file := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             kind, repo, revision, name = file.groups()
             return self._resolve("datasets" if kind else "models", repo, revision, name)
@@ -115,11 +127,14 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in found.large:
             return self._file(kind, repo.replace("/", "|"), name)
         headers = {
-            "Location": f"{self.hub.endpoint}/cdn/{kind}/{repo.replace('/', '|')}/{name}",
+            "Location": f"{self.hub.cdn}/cdn/{kind}/{repo.replace('/', '|')}/{name}",
             "X-Repo-Commit": COMMIT,
             "X-Linked-Etag": f'"{found.etag(name)}"',
             "X-Linked-Size": str(len(found.files[name])),
         }
+        if self.hub.xet:
+            link = f'<{self.hub.endpoint}{XET_TOKEN}>; rel="xet-auth"'
+            headers |= {"X-Xet-Hash": hashlib.sha256(found.files[name]).hexdigest(), "Link": link}
         return self._answer(302, b"", headers)
 
     def _file(self, kind: str, repo: str, name: str) -> None:

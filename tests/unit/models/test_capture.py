@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from oaem.models.capture import block_arguments, expand, run_block
 from oaem.models.load import block_count, embed_tokens, load_block, load_model
 from oaem.runtime.seeds import generator
+from tests.conftest import FAMILIES
 
-MODELS = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
+MODELS = [*((family, True) for family in FAMILIES), ("llama", False), ("qwen2", False)]
 LENGTH = 37
 
 
@@ -38,10 +40,46 @@ def logits_block_by_block(folder: Path, tokens: torch.Tensor, dtype: torch.dtype
 def test_block_by_block_equals_the_whole_model(
     tiny_model: Callable[[str, bool], Path], family: str, tied: bool, dtype: torch.dtype
 ) -> None:
+    """The oracle loads and runs the model as anybody would, with nothing of this project."""
     folder, tokens = tiny_model(family, tied), draw_tokens(4)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     with torch.no_grad():
-        expected = load_model(folder, dtype, "cpu")(tokens.long(), use_cache=False).logits
+        expected = whole(tokens.long(), use_cache=False).logits
     assert torch.equal(logits_block_by_block(folder, tokens, dtype, batch=4), expected)
+    own = load_model(folder, dtype, "cpu")
+    for (name, buffer), (other, wanted) in zip(own.named_buffers(), whole.named_buffers(), strict=True):
+        assert name == other and buffer.dtype == wanted.dtype and torch.equal(buffer, wanted), name
+
+
+def test_gemmas_blocks_are_called_differently(tiny_model: Callable[[str, bool], Path]) -> None:
+    """Sliding blocks get a mask of their window and their own rotary embedding; the others plain causal attention."""
+    folder = tiny_model("gemma3_text", True)
+    sliding, full = (block_arguments(folder, index, LENGTH, torch.float32, "cpu") for index in (0, 1))
+    near = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() & torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(-7)
+    assert torch.equal(sliding["attention_mask"], near[None, None])
+    assert full["attention_mask"] is None
+    assert not torch.equal(sliding["position_embeddings"][0], full["position_embeddings"][0])
+    short = block_arguments(folder, 0, 7, torch.float32, "cpu")
+    assert short["attention_mask"] is None, "a window as long as the sequence hides nothing"
+
+
+def test_rotary_embeddings_that_follow_the_length(tiny_model: Callable[[str, bool], Path], tmp_path: Path) -> None:
+    """Phi-3's for long texts: other frequencies as soon as a sequence is longer than those it was trained on."""
+    folder = tmp_path / "long"
+    shutil.copytree(tiny_model("phi3", True), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"original_max_position_embeddings": 16}
+    config["rope_parameters"] |= {"rope_type": "longrope", "short_factor": [1.0] * 3, "long_factor": [2.0, 4.0, 9.0]}
+    (folder / "config.json").write_text(json.dumps(config))
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for tokens in (draw_tokens(2), draw_tokens(2)[:, :12]):
+        with torch.no_grad():
+            expected = whole(tokens.long(), use_cache=False).logits
+        assert torch.equal(logits_block_by_block(folder, tokens, torch.float32, batch=2), expected)
+    cosines = [
+        block_arguments(folder, 0, length, torch.float32, "cpu")["position_embeddings"][0] for length in (12, LENGTH)
+    ]
+    assert not torch.allclose(cosines[0], cosines[1][:, :12]), "the length must matter for this test to mean something"
 
 
 def test_batch_size_does_not_matter(tiny_llama: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,26 @@ SHARDS = {"en/c4.json.gz": "gz", "wikitext/test.parquet": "parquet"}
 TEXTS = [f"Document {index}: {'water and paper ' * index}" for index in range(40)]
 # Bytes the client takes at a time; its own ten million would swallow these small files whole.
 PIECE = 1000
+
+
+# Fetches files of owner/text and prints their checksums, or the one message.
+FETCH = f"""
+import sys
+from huggingface_hub.utils import disable_progress_bars
+from oaem.errors import UserError
+from oaem.models.hub_files import fetch_file
+disable_progress_bars()
+try:
+    print(*(fetch_file("owner/text", name, "{COMMIT}", "dataset")[1] for name in sys.argv[1:]))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """Variables of a process that uses `hub` and keeps its cache in `home`."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {**inherited, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
 
 
 def sha256(content: bytes) -> str:
@@ -87,9 +108,7 @@ def test_a_model_comes_once_checked_and_without_code(hub: Hub, tiny_llama: Path,
     assert got == {path.name: path.read_bytes() for path in tiny_llama.iterdir()}
     assert facts["revision"] == COMMIT
     assert facts["files"] == {name: sha256(content) for name, content in got.items()}
-    assert sorted(request.path.rpartition("/")[2] for request in hub.content() if "cdn" not in request.path) == sorted(
-        got
-    ), "each file is asked for once"
+    assert sorted(request.path.rpartition("/")[2] for request in hub.content()) == sorted(got), "each is fetched once"
     model = load_model(tmp_path / "out", torch.float32, "cpu")
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
 
@@ -116,33 +135,86 @@ def test_a_broken_connection_goes_on_where_it_broke(hub: Hub, tmp_path: Path) ->
 
 
 def test_a_killed_download_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
-    """In a process of its own, which is killed while the hub keeps it waiting."""
-    content = bytes(range(256)) * 400
-    hub.datasets["owner/text"] = Repository({"big.txt": content}, {"big.txt"})
+    """In a process of its own, which is killed while the hub keeps it waiting: what is whole is not fetched again."""
+    contents = {"first.txt": b"first" * 100, "big.txt": bytes(range(256)) * 400}
+    hub.datasets["owner/text"] = Repository(contents, {"big.txt"})
     hub.stall_after["big.txt"] = 60_000
-    script = (
-        "from huggingface_hub import constants; from oaem.models.download import fetch_file;"
-        f"constants.DOWNLOAD_CHUNK_SIZE = {PIECE};"
-        f"print(fetch_file('owner/text', 'big.txt', '{COMMIT}', 'dataset')[1])"
-    )
     home = tmp_path / "home"
-    environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-c", script]
-    process = subprocess.Popen(command, env=environment)
+    command = [sys.executable, "-c", FETCH, *contents]
+    process = subprocess.Popen(command, env=environment(hub, home))
     deadline = time.monotonic() + 60
-    while not any(part.stat().st_size for part in home.rglob("*.part")):
+    while not any(request.path.startswith("/cdn/") and request.method == "GET" for request in hub.requests):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     process.wait()
-    (part,) = home.rglob("*.part")
-    there = part.stat().st_size
+    assert {path.name for path in home.rglob("snapshots/*/*")} == {"first.txt"}, "nothing half-written has a name"
     hub.requests.clear()
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == sha256(content)
-    assert [request.range for request in hub.content() if "cdn" in request.path] == [f"bytes={there}-"]
-    assert not list(home.rglob("*.part"))
+    done = subprocess.run(command, env=environment(hub, home), check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [sha256(content) for content in contents.values()]
+    assert {request.path.rpartition("/")[2] for request in hub.content()} == {"big.txt"}
+
+
+# --- the client's own variables, in processes of their own
+
+
+def test_home_endpoint_token_and_offline_mode(hub: Hub, tmp_path: Path) -> None:
+    """What the hub's users rely on: a warm cache works offline, a cold one is one message and asks nobody."""
+    hub.token = TOKEN
+    home = tmp_path / "home"
+    variables = environment(hub, home) | {"HF_TOKEN": TOKEN}
+
+    def fetch(*files: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", FETCH, *files]
+        return subprocess.run(command, env=variables | more, capture_output=True, text=True)
+
+    online = fetch("en/c4.json.gz")
+    assert online.returncode == 0, online.stderr
+    assert list(home.glob("hub/datasets--owner--text/snapshots/*/en/c4.json.gz")), "HF_HOME holds the cache"
+    hub.requests.clear()
+    warm = fetch("en/c4.json.gz", HF_HUB_OFFLINE="1")
+    assert (warm.returncode, warm.stdout) == (0, online.stdout)
+    for cold in (
+        fetch(*SHARDS, HF_HUB_OFFLINE="1"),
+        fetch("en/c4.json.gz", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "elsewhere")),
+    ):
+        assert cold.returncode == 1
+        (message,) = cold.stderr.splitlines()
+        assert message.startswith("owner/text: not whole on this machine, and the hub cannot be reached")
+        assert "unset HF_HUB_OFFLINE" in message
+    assert hub.requests == []
+
+
+def test_a_model_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm cache gives the model; a cold one, one that lacks a file, and one with a damaged file each a message."""
+    facts = materialise(SOURCE, tmp_path / "out")
+    hub.requests.clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert materialise(SOURCE, tmp_path / "again") == facts
+    (weights,) = (tmp_path / "cache").rglob(f"snapshots/*/{WEIGHTS}")
+    content = weights.read_bytes()
+    weights.resolve().unlink()
+    weights.resolve().write_bytes(content[:-1])  # a file of its own: the models made of the first share that one
+    for spoil in (lambda: None, lambda: weights.unlink(missing_ok=True), lambda: shutil.rmtree(tmp_path / "cache")):
+        spoil()
+        with pytest.raises(UserError, match=f"{REPO}: not whole on this machine, and the hub cannot be reached"):
+            materialise(SOURCE, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+    assert hub.requests == []
+
+
+def test_the_fast_transfer_that_fails_is_one_message(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files of the real hub come in chunks from a storage of its own, through a client of its own."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    hub.xet = True
+    with pytest.raises(UserError, match=r"someone/tiny: the download broke off \(.*chunks") as caught:
+        materialise(SOURCE, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    hub.xet = False
+    assert materialise(SOURCE, tmp_path / "out")["files"][WEIGHTS] == sha256(hub.models[REPO].files[WEIGHTS])
 
 
 # --- damage
@@ -170,22 +242,32 @@ def test_damage_that_stays_is_refused(hub: Hub, tmp_path: Path, name: str) -> No
     materialise(SOURCE, tmp_path / "out")
 
 
-def test_a_damaged_part_is_not_kept(hub: Hub, tmp_path: Path) -> None:
-    """What lay on this machine was wrong: the rest fits, the whole does not, and is fetched anew."""
-    blobs = tmp_path / "cache" / "models--someone--tiny" / "blobs"
-    blobs.mkdir(parents=True)
-    content = hub.models[REPO].files[WEIGHTS]
-    (blobs / f"{sha256(content)}.part").write_bytes(b"x" * 5000)
-    assert materialise(SOURCE, tmp_path / "out")["files"][WEIGHTS] == sha256(content)
-    assert [r.range for r in hub.content() if "cdn" in r.path and WEIGHTS in r.path] == ["bytes=5000-", None]
+def test_damage_on_this_machine_is_mended(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file of the cache went bad; the model made of it earlier shares its bytes, so it is made anew as well."""
+    facts = materialise(SOURCE, tmp_path / "out")
+    (weights,) = (tmp_path / "cache").rglob(f"snapshots/*/{WEIGHTS}")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.resolve().write_bytes(content)
+    hub.requests.clear()
+    assert materialise(SOURCE, tmp_path / "out") == facts
+    assert f"{REPO}: {WEIGHTS} is damaged" in caplog.text
+    assert {request.path.rpartition("/")[2] for request in hub.content()} == {WEIGHTS}
 
 
-def test_a_part_that_is_too_long_is_not_kept(hub: Hub, tmp_path: Path) -> None:
-    blobs = tmp_path / "cache" / "models--someone--tiny" / "blobs"
-    blobs.mkdir(parents=True)
-    content = hub.models[REPO].files[WEIGHTS]
-    (blobs / f"{sha256(content)}.part").write_bytes(content + b"more")
-    assert materialise(SOURCE, tmp_path / "out")["files"][WEIGHTS] == sha256(content)
+def test_a_cache_without_links_is_checked_by_the_configuration(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_SYMLINKS", True)
+    name = "en/c4.json.gz"
+    assert list(documents(part_of_text(name), "all")) == TEXTS
+    assert f"{name} is taken as it is" in caplog.text
+    (file,) = (tmp_path / "cache").rglob(f"snapshots/*/{name}")
+    file.write_bytes(b"damaged")
+    right = sha256(hub.datasets["owner/text"].files[name])
+    assert list(documents(part_of_text(name, sha256={name: right}), "all")) == TEXTS
+    with pytest.raises(UserError, match=f"{name} came damaged twice; its checksum is not 0000"):
+        list(documents(part_of_text(name, sha256={name: "0" * 64}), "all"))
 
 
 def test_checksums_of_the_configuration(hub: Hub, tiny_llama: Path, tmp_path: Path) -> None:
@@ -244,6 +326,9 @@ def test_the_token_opens_a_gated_model_and_stays_secret(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     facts = materialise(SOURCE.model_copy(update={"gated": True}), tmp_path / "out")
     assert TOKEN not in json.dumps(facts) + caplog.text
+    elsewhere = [request for request in hub.requests if request.path.startswith("/cdn/")]
+    assert elsewhere
+    assert not any(request.authorization for request in elsewhere), "another host saw the token"
     stored = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert stored
     assert not any(TOKEN.encode() in path.read_bytes() for path in stored)

@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from oaem.numerics import product
-from oaem.numerics.product import matrix_product, product_library
+from oaem.numerics import onednn, product
+from oaem.numerics.onednn import product_library
+from oaem.numerics.product import matrix_product
 from oaem.runtime.processor import Processor, processor
 
 GONE = RuntimeError("no such operator"), AttributeError("no such operator"), TypeError("not called like this")
 
 
-@pytest.fixture(params=["torch", "onednn"] if product._fault_of_onednn() is None else ["torch"])
+@pytest.fixture(params=["torch", "onednn"] if onednn._fault_of_onednn() is None else ["torch"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each library that there is in turn, whatever this processor would choose."""
     monkeypatch.setattr(product, "product_library", lambda: request.param)
@@ -60,8 +61,8 @@ def of(vendor: str, *flags: str) -> Processor:
     ],
 )
 def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, found: Processor, wanted: str) -> None:
-    monkeypatch.setattr(product, "processor", lambda: found)
-    monkeypatch.setattr(product, "_fault_of_onednn", lambda: None)
+    monkeypatch.setattr(onednn, "processor", lambda: found)
+    monkeypatch.setattr(onednn, "_fault_of_onednn", lambda: None)
     assert product_library.__wrapped__() == wanted
 
 
@@ -74,8 +75,8 @@ def test_an_operator_that_does_not_do_its_work_is_left_alone(
             raise deed
         return (left @ right).bfloat16().float()
 
-    monkeypatch.setattr(product, "processor", lambda: of("AuthenticAMD", "avx512f"))
-    monkeypatch.setattr(product, "_onednn", stand_in)
+    monkeypatch.setattr(onednn, "processor", lambda: of("AuthenticAMD", "avx512f"))
+    monkeypatch.setattr(onednn, "product_onednn", stand_in)
     with caplog.at_level("DEBUG"):
         assert product_library.__wrapped__() == "torch"
     assert "PyTorch's own" in caplog.text

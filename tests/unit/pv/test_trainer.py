@@ -6,8 +6,6 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,20 +321,3 @@ def test_a_perplexity_that_is_no_number_stops_it(model: Path, tmp_path: Path) ->
 def test_tokens_that_do_not_suit_are_refused(model: Path, tmp_path: Path, tokens: torch.Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tune(make_job(model), make_state(model), tokens, tmp_path, toy_perplexity(2), toy_perplexity(3))
-
-
-def test_a_second_process_waits_and_finds_it_done(
-    model: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """flock belongs to an open file, so two threads stand for two processes."""
-    caplog.set_level("INFO", logger="oaem.pv")
-    results: list[dict[str, Any]] = []
-    with outcomes.alone_in(tmp_path):
-        second = threading.Thread(target=lambda: results.append(run_toy(model, tmp_path)))
-        second.start()
-        while "another process is tuning here" not in caplog.text:
-            assert second.is_alive()
-            time.sleep(0.01)
-        shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".lock"))
-    second.join()
-    assert results == [whole[1]]

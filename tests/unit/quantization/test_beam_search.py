@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oaem.quantization.beam_search import beam_search, beam_search_reference
+from oaem.quantization.beam_search import beam_search
 from oaem.quantization.kernels.cpu import beam_search as compiled
 from oaem.quantization.search_order import SearchOrder, draw_order
 from oaem.quantization.weight import dequantize
@@ -75,15 +75,15 @@ def brute_force_row(layer: Layer, row: int, beam_width: int, order: SearchOrder)
 def test_reference_equals_recomputing_every_candidate(m: int, beam_width: int) -> None:
     layer = random_layer(3, 12, m, 2, 3, seed=m)
     order = order_of(layer)
-    found = beam_search_reference(*layer, beam_width, order)
+    found = beam_search.oracle(*layer, beam_width, order)
     for row in range(3):
         assert torch.equal(found[row], brute_force_row(layer, row, beam_width, order))
 
 
-@pytest.mark.parametrize("search", [beam_search_reference, beam_search])
+@pytest.mark.parametrize("search", [beam_search.oracle, beam_search])
 def test_a_beam_that_drops_nothing_is_exhaustive(search) -> None:
     layer = random_layer(4, 6, 2, 1, 3, seed=5)
-    layer = layer if search is beam_search_reference else in_float32(layer)
+    layer = layer if search == beam_search.oracle else in_float32(layer)
     every = torch.tensor(list(product(range(2), repeat=4)), dtype=torch.int32).view(-1, 2, 2)
     best = [min(float(objective(layer, codes.expand(4, 2, 2))[row]) for codes in every) for row in range(4)]
     found = search(*layer, 16, order_of(layer))
@@ -97,7 +97,7 @@ def test_compiled_equals_reference_without_rounding(m: int, bits: int, g: int) -
     layer = integer_layer(5, 5 * 48, m, bits, g, seed=100 * m + 10 * bits + g)
     order = order_of(layer)
     for beam_width in (1, 3, 8):
-        reference = beam_search_reference(*layer, beam_width, order)
+        reference = beam_search.oracle(*layer, beam_width, order)
         assert torch.equal(beam_search(*layer, beam_width, order), reference)
 
 
@@ -107,7 +107,7 @@ def test_boundaries_of_lazy_blocks(monkeypatch: pytest.MonkeyPatch, columns: int
     monkeypatch.setattr(compiled, "LAZY_COLUMNS", columns)
     layer = integer_layer(7, 8 * groups, 2, 3, 8, seed=groups)
     order = order_of(layer)
-    assert torch.equal(beam_search(*layer, 4, order), beam_search_reference(*layer, 4, order))
+    assert torch.equal(beam_search(*layer, 4, order), beam_search.oracle(*layer, 4, order))
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def test_boundaries_of_lazy_blocks(monkeypatch: pytest.MonkeyPatch, columns: int
 def test_odd_shapes(out: int, m: int, bits: int, g: int, beam_width: int) -> None:
     layer = integer_layer(out, 6 * g, m, bits, g)
     order = order_of(layer)
-    assert torch.equal(beam_search(*layer, beam_width, order), beam_search_reference(*layer, beam_width, order))
+    assert torch.equal(beam_search(*layer, beam_width, order), beam_search.oracle(*layer, beam_width, order))
 
 
 def test_one_codebook_of_16_bits() -> None:
     layer = integer_layer(2, 12, 1, 16, 4)
     order = order_of(layer)
-    assert torch.equal(beam_search(*layer, 3, order), beam_search_reference(*layer, 3, order))
+    assert torch.equal(beam_search(*layer, 3, order), beam_search.oracle(*layer, 3, order))
 
 
 def test_compiled_agrees_with_the_reference_in_float64() -> None:
     """With rounding, near ties may fall either way; the objective must be as good and almost all rows the same."""
     layer = random_layer(100, 288, 2, 6, 6)
     order = order_of(layer)
-    found, reference = beam_search(*in_float32(layer), 4, order), beam_search_reference(*layer, 4, order)
+    found, reference = beam_search(*in_float32(layer), 4, order), beam_search.oracle(*layer, 4, order)
     assert (found == reference).flatten(1).all(1).sum() >= 98
     torch.testing.assert_close(objective(layer, found).sum(), objective(layer, reference).sum(), rtol=1e-3, atol=0)
 

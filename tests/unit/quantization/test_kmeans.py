@@ -6,7 +6,6 @@ import torch
 from sklearn.cluster import KMeans
 
 from oaem.config.settings import KMeansSettings
-from oaem.quantization.clusters import ClusterSums, _split, best_entries, sums_of_runs
 from oaem.quantization.kmeans import _distinct, kmeans, nearest
 from oaem.runtime.seeds import generator
 
@@ -33,23 +32,6 @@ def test_nearest_equals_brute_force(count: int, size: int, g: int) -> None:
 def test_equal_centroids_go_to_the_lower_index() -> None:
     centroids = torch.randn(4, 5).repeat(8, 1)
     assert nearest(torch.randn(1000, 5), centroids).max() < 4
-
-
-def test_best_entries_by_group() -> None:
-    vectors, maps, offsets = torch.randn(3, 50, 4), torch.randn(3, 4, 9), torch.randn(3, 9)
-    scores = offsets[:, None] + vectors.double() @ maps.double()
-    assert torch.equal(best_entries(vectors, maps, offsets).long(), scores.argmin(-1))
-
-
-@pytest.mark.parametrize("clusters", [1, 10, 400])
-def test_sums_by_cluster(clusters: int) -> None:
-    labels, vectors = torch.randint(0, clusters, (3000,)), torch.randn(3000, 5)
-    expected = torch.zeros(clusters, 5, dtype=torch.float64).index_add_(0, labels, vectors.double())
-    sums = ClusterSums(labels, clusters)
-    torch.testing.assert_close(sums(vectors).double(), expected, rtol=1e-5, atol=1e-5)
-    # The way that accelerators go.
-    sorted_runs = sums_of_runs(vectors[labels.argsort(stable=True)], *_split(sums.counts))
-    torch.testing.assert_close(sorted_runs.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_equals_scikit_learn_from_the_same_start() -> None:

@@ -1,40 +1,16 @@
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
-
 import pytest
 import torch
-from torch import Tensor
 
-from oaem.config.geometry import Geometry
-from oaem.config.settings import LayerSettings, OaemSettings
-from oaem.errors import UserError
-from oaem.quantization import initialise as initialisation
-from oaem.quantization.initialise import initialise, known_initialisations
-from oaem.quantization.oaem import adam_m_step, e_step, hessian_blocks, oaem_refine, statistics
+from oaem.config.settings import OaemSettings
+from oaem.quantization.oaem import e_step, hessian_blocks, oaem_refine
+from tests.unit.quantization.toy_layers import clustered, clustering_loss
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-def case(groups: int = 6, out: int = 40, g: int = 4, size: int = 5, seed: int = 0, dtype=torch.float64):
-    """vectors [in/g, out, g], damped blocks, centroids and codes."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(200, groups * g, generator=generator, dtype=torch.float64)
-    inputs = (inputs + torch.randn(200, 1, generator=generator)) * (0.1 + torch.rand(groups * g, generator=generator))
-    vectors = torch.randn(groups, out, g, generator=generator, dtype=torch.float64)
-    centroids = torch.randn(size, g, generator=generator, dtype=torch.float64)
-    codes = torch.randint(0, size, (groups, out), generator=generator, dtype=torch.int32)
-    blocks = hessian_blocks(inputs.T @ inputs / 200, g, 0.01)
-    return vectors.to(dtype), blocks.to(dtype), centroids.to(dtype), codes
-
-
-def literal_loss(vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor) -> Tensor:
-    """mean_i (v_i - c)^T H_j (v_i - c), straight from the paper."""
-    difference = vectors - centroids[codes.long()]
-    return torch.einsum("jng,jgh,jnh->jn", difference, blocks, difference).mean()
 
 
 def test_blocks_are_the_diagonal_of_h_with_one_damping_for_the_layer() -> None:
@@ -50,32 +26,8 @@ def test_blocks_of_a_dead_layer_measure_plain_distance() -> None:
     assert torch.equal(hessian_blocks(torch.zeros(4, 4), 2, 0.01), torch.eye(2).expand(2, 2, 2))
 
 
-def test_gradient_equals_autograd_of_the_literal_loss() -> None:
-    vectors, blocks, centroids, codes = case()
-    centroids.requires_grad_(True)
-    (expected,) = torch.autograd.grad(literal_loss(vectors, blocks, centroids, codes), centroids)
-    curvature, pull = statistics(vectors, blocks, codes, len(centroids))
-    gradient = 2 / codes.numel() * (torch.einsum("kij,kj->ki", curvature, centroids.detach()) - pull)
-    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_m_step_equals_torch_adam_on_the_literal_loss() -> None:
-    vectors, blocks, centroids, codes = case()
-    settings = OaemSettings(steps=30, lr=1e-2, final_lr=1e-3)
-    ours = adam_m_step(*statistics(vectors, blocks, codes, len(centroids)), centroids, codes.numel(), settings)
-    parameter = centroids.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([parameter], lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=30, eta_min=1e-3)
-    for _ in range(30):
-        optimizer.zero_grad()
-        literal_loss(vectors, blocks, parameter, codes).backward()
-        optimizer.step()
-        schedule.step()
-    torch.testing.assert_close(ours, parameter.detach(), rtol=1e-9, atol=1e-11)
-
-
 def test_e_step_equals_exhaustive_search() -> None:
-    vectors, blocks, centroids, _ = case(out=300, size=16, dtype=torch.float32)
+    vectors, blocks, centroids, _ = clustered(out=300, size=16, dtype=torch.float32)
     difference = vectors[:, :, None].double() - centroids.double()
     costs = torch.einsum("jnkg,jgh,jnkh->jnk", difference, blocks.double(), difference)
     found = e_step(vectors, blocks, centroids)
@@ -85,77 +37,21 @@ def test_e_step_equals_exhaustive_search() -> None:
 
 
 def test_exact_m_step_has_no_gradient_and_leaves_empty_clusters() -> None:
-    vectors, blocks, centroids, codes = case(size=6)
+    vectors, blocks, centroids, codes = clustered(size=6)
     codes[codes == 5] = 0
     settings = OaemSettings(rounds=1)
     updated, _ = oaem_refine(vectors, blocks, centroids, codes, settings, exact=True)
     moved = updated.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(literal_loss(vectors, blocks, moved, codes), moved)
+    (gradient,) = torch.autograd.grad(clustering_loss(vectors, blocks, moved, codes), moved)
     assert gradient.abs().max() < 1e-12
     assert torch.equal(updated[5], centroids[5])
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_every_round_lowers_the_loss(exact: bool) -> None:
-    vectors, blocks, centroids, codes = case(out=200, size=8, dtype=torch.float32)
-    losses = [float(literal_loss(vectors, blocks, centroids, codes))]
+    vectors, blocks, centroids, codes = clustered(out=200, size=8, dtype=torch.float32)
+    losses = [float(clustering_loss(vectors, blocks, centroids, codes))]
     for _ in range(4):
         centroids, codes = oaem_refine(vectors, blocks, centroids, codes, OaemSettings(rounds=1), exact)
-        losses.append(float(literal_loss(vectors, blocks, centroids, codes)))
+        losses.append(float(clustering_loss(vectors, blocks, centroids, codes)))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
-
-
-def layer() -> tuple[Tensor, Tensor]:
-    vectors, blocks, _, _ = case(out=60, dtype=torch.float32)
-    weight = vectors.transpose(0, 1).flatten(1)
-    return weight, torch.block_diag(*blocks)
-
-
-def block_loss(weight: Tensor, hessian: Tensor, name: str) -> float:
-    """The damped block loss of what `name` gives with two codebooks, in row-normalised space."""
-    result = initialise(name, weight, hessian, Geometry(2, 3, 4), LayerSettings(), seed=3)
-    difference = (result.dequantize() - weight) / result.row_scales[:, None]
-    return float(((difference @ hessian) * difference).sum())
-
-
-def test_output_aware_beats_greedy_in_its_own_metric() -> None:
-    weight, hessian = layer()
-    greedy, adam, exact = (block_loss(weight, hessian, name) for name in ("greedy", "oaem", "oaem_exact"))
-    assert exact < adam < greedy
-
-
-def test_second_codebook_is_fitted_to_the_residual_of_the_first() -> None:
-    weight, hessian = layer()
-    one = initialise("greedy", weight, hessian, Geometry(1, 3, 4), LayerSettings(), seed=1)
-    two = initialise("greedy", weight, hessian, Geometry(2, 3, 4), LayerSettings(), seed=1)
-    assert torch.equal(one.codebooks[0], two.codebooks[0]) and torch.equal(one.codes[..., 0], two.codes[..., 0])
-    assert (two.dequantize() - weight).norm() < (one.dequantize() - weight).norm()
-    assert two.codes.shape == (60, 6, 2) and two.codebooks.shape == (2, 8, 4)
-
-
-def test_unknown_initialisation_names_the_known_ones() -> None:
-    weight, hessian = layer()
-    with pytest.raises(UserError, match="greedy, oaem, oaem_exact"):
-        initialise("random", weight, hessian, Geometry(1, 3, 4), LayerSettings(), seed=1)
-
-
-def freeze(vectors, blocks, centroids, codes, settings):
-    """A plug-in's refinement, found by the test below."""
-    return torch.zeros_like(centroids), codes
-
-
-def test_plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [
-        EntryPoint("zeros", f"{__name__}:freeze", initialisation.ENTRY_POINTS),
-        EntryPoint("broken", "no_such_module:function", initialisation.ENTRY_POINTS),
-    ]
-
-    def installed(group: str, name: str | None = None) -> list[EntryPoint]:
-        return [point for point in points if point.group == group and name in (None, point.name)]
-
-    monkeypatch.setattr(initialisation, "entry_points", installed)
-    weight, hessian = layer()
-    assert known_initialisations() == ["broken", "greedy", "oaem", "oaem_exact", "zeros"]
-    assert not initialise("zeros", weight, hessian, Geometry(1, 3, 4), LayerSettings(), seed=1).dequantize().any()
-    with pytest.raises(UserError, match="cannot be loaded"):
-        initialise("broken", weight, hessian, Geometry(1, 3, 4), LayerSettings(), seed=1)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from oaem.pv.blocks import blocks_of
 from oaem.pv.kernels.cuda.attention import use_fused_attention
 
 log = logging.getLogger(__name__)
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _KEPT = partial(create_selective_checkpoint_contexts, [torch.ops.oaem.pv_attention.default])
 
 
-def prepare_blocks(model: nn.Module, checkpointing: bool) -> list[GradientCheckpointingLayer]:
-    """Let the blocks of a model on a CUDA device attend reproducibly and run compiled; returns them.
+def prepare_blocks(model: nn.Module, checkpointing: bool) -> None:
+    """Let the blocks of a model on a CUDA device attend reproducibly and run compiled.
 
     checkpointing: recompute what is inside of a block in the backward pass. A forward pass that nobody will
     differentiate runs compiled too if no parameter is trained (a teacher), else as it is (a measure of perplexity,
@@ -32,10 +32,8 @@ def prepare_blocks(model: nn.Module, checkpointing: bool) -> list[GradientCheckp
     """
     use_fused_attention(model)
     trained = any(parameter.requires_grad for parameter in model.parameters())
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for block in blocks:
+    for block in blocks_of(model):
         block.forward = partial(_forward, block, checkpointing, trained)
-    return blocks
 
 
 def _forward(block: nn.Module, checkpointing: bool, trained: bool, *arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""KL(teacher || student) and its gradients on a CUDA device: the fast twin of `loss.kl_divergence`.
+"""KL(teacher || student) and its gradients on a CUDA device: the fast twin of `loss.backward_kl`.
 
 Logits stay in the dtype of the products. One program reads a token's logits twice: for the log-sums of teacher and
 student, then for the divergence and its gradient, which replaces the student's logits. Sums are in float32 and in a
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from oaem.pv.kernels.cuda.products import add_product
+from oaem.pv.products import add_product
 
 TILE = 2048  # logits at a time
 # `loss.kl_divergence` holds three float32 tensors of a chunk beside the two of logits; here are the logits alone.
@@ -98,3 +98,12 @@ def kl_with_gradients_triton(
         hidden_gradient[place] = logits @ narrow_head
         add_product(head.grad, logits, narrow_hidden[place])
     return torch.cat(losses).sum() * (share / tokens), hidden_gradient
+
+
+def backward_kl_triton(
+    hidden: Tensor, head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor, token_chunk: int, share: float
+) -> Tensor:
+    """See `loss.backward_kl`."""
+    loss, gradient = kl_with_gradients_triton(hidden, head, teacher_hidden, teacher_head, token_chunk, share)
+    hidden.backward(gradient)
+    return loss

@@ -1,4 +1,4 @@
-"""Re-encoding towards a straight-through buffer in two kernels, for CUDA devices: see `straight_through.reencode`."""
+"""Re-encoding towards a straight-through buffer in two kernels, for CUDA devices: see `straight_through`."""
 
 # ruff: noqa: N803  (capitals are compile-time constants, as everywhere in Triton)
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from oaem.quantization.weight import dequantize
 
 TILE = 512  # groups of a program
 
@@ -89,3 +91,13 @@ def walk_triton(
         M=num_codebooks, K=size, C=triton.next_power_of_2(size), g=width, G=triton.next_power_of_2(width), num_warps=1,
     )  # fmt: skip
     return changes.sum()
+
+
+def reencode_farthest_triton(
+    codes: Tensor, codebooks: Tensor, row_scales: Tensor, buffer: Tensor, count: int, order: list[int]
+) -> tuple[Tensor, Tensor]:
+    """See `straight_through.reencode_farthest`; all but the codes in float32, codebooks of 16 to 256 entries."""
+    distance = squared_distances_triton(codes, codebooks, row_scales, buffer)
+    chosen = distance.topk(count, sorted=False).indices
+    changed = walk_triton(codes, codebooks, row_scales, buffer, chosen, order)
+    return dequantize(codes, codebooks, row_scales), changed

@@ -13,8 +13,17 @@ from torch import Tensor
 from oaem.numerics.chunks import for_each_chunk
 from oaem.numerics.product import matrix_product
 from oaem.quantization.kernels.cpu.weight_gradients import weight_gradients_numba
+from oaem.quantization.layer_loss import LayerLoss
 
 ROWS = 256  # a chunk
+
+
+class CompiledLayerLoss(LayerLoss):
+    """`layer_loss.LayerLoss` in float32."""
+
+    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `layer_loss.LayerLoss.value`."""
+        return loss_and_gradients_numba(self.weight, self.hessian, self.codes, codebooks, row_scales)
 
 
 def loss_and_gradients_numba(

@@ -1,4 +1,4 @@
-"""Beam search for CUDA devices, the same search as `beam_search.beam_search_reference`.
+"""Beam search for CUDA devices, the same search as `beam_search.beam_search`.
 
 The columns are permuted into the order of the walk and cut into lazy blocks of consecutive groups. For every block
 

@@ -1,4 +1,4 @@
-"""The layer's loss, its gradients and the dense matrix, for CUDA devices: the fast twins of `codebook_steps.LayerLoss`
+"""The layer's loss, its gradients and the dense matrix, for CUDA devices: the fast twins of `layer_loss.LayerLoss`
 and `weight.dequantize`.
 
 A step is one product and three passes over a matrix. The first turns codes into the difference W^ - W, already split
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from oaem.quantization.kernels.cuda.clusters import sums_by_code_triton
 from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
+from oaem.quantization.layer_loss import LayerLoss
 
 TILE = 512  # numbers of a row at a time
 
@@ -75,6 +76,25 @@ def _gather(
     tl.store(slopes + row, tl.sum(slope))
     if LOSS:
         tl.store(losses + row, tl.sum(loss))
+
+
+class SplitLayerLoss(LayerLoss):
+    """`layer_loss.LayerLoss` with the Hessian split and the codes sorted once for all evaluations."""
+
+    def __init__(self, weight: Tensor, hessian: Tensor, codes: Tensor, codebook_size: int):
+        super().__init__(weight, hessian, codes.contiguous(), codebook_size)
+        self.stacked_hessian = split_hessian(hessian)
+        self.order = SortedCodes(self.codes, codebook_size)
+
+    def gather(self, gradient: Tensor) -> Tensor:
+        """See `layer_loss.LayerLoss.gather`."""
+        return self.order.sums(gradient, torch.ones(len(gradient), device=gradient.device))
+
+    def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `layer_loss.LayerLoss.value`."""
+        return loss_and_gradients_triton(
+            self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
+        )
 
 
 def split_hessian(hessian: Tensor) -> Tensor:

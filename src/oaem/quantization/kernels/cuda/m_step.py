@@ -1,4 +1,4 @@
-"""OA-EM's M-step for CUDA devices: the fast twin of `oaem.adam_m_step`.
+"""OA-EM's M-step for CUDA devices: the fast twins of `m_step.statistics` and `m_step.adam_on_quadratic`.
 
 An entry's steps depend on no other entry, so one program takes all steps of one entry without leaving the chip; as
 separate operations they would be more than a thousand launches of a few microseconds.
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from oaem.quantization.kernels.cuda.clusters import sums_by_code_triton
 
 
 @triton.jit
@@ -68,3 +70,13 @@ def adam_m_step_triton(
         g=group_size, G=triton.next_power_of_2(group_size), num_warps=1,
     )  # fmt: skip
     return values.to(centroids.dtype)
+
+
+def statistics_triton(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """See `m_step.statistics`; vectors and blocks in float32, `size` from 16 to 256."""
+    groups, _, group_size = vectors.shape
+    ones = torch.ones(groups, device=vectors.device)
+    pull = sums_by_code_triton(torch.bmm(vectors, blocks).flatten(1), ones, codes[..., None], size)[0].double()
+    labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
+    counts = torch.bincount(labels.flatten(), minlength=groups * size).view(groups, size).double()
+    return (counts.T @ blocks.double().flatten(1)).unflatten(1, (group_size, group_size)), pull

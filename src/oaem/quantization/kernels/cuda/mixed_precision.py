@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from oaem.quantization.kernels.cuda.attention import fused_attention
+from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton, scale_gradients_triton
+from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 from oaem.quantization.linear import QuantizedLinear
 
 
@@ -41,12 +43,12 @@ def mixed_precision(block: nn.Module) -> Iterator[None]:
 
 def _forward_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if isinstance(module, QuantizedLinear):
-        from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
-
         return partial(_quantized_linear, module, SortedCodes(module.codes, module.codebooks.shape[1]))
     if type(module) is nn.Linear:
         return partial(_linear, module)
-    if type(module).__name__ in ("LlamaRMSNorm", "Qwen2RMSNorm"):
+    # What transformers calls so, with an epsilon of this name, is weight * inputs / root mean square in every family;
+    # Gemma's, which multiplies by 1 + weight, calls it `eps`, and goes its own way in float32.
+    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return partial(_rms_norm, module)
     return None
 
@@ -64,8 +66,8 @@ def _quantized_linear(module: QuantizedLinear, order: Any, inputs: Tensor) -> Te
 
 
 def _rms_norm(module: Any, inputs: Tensor) -> Tensor:
-    """The families' RMS norm, in one operation of torch."""
-    return functional.rms_norm(inputs, module.weight.shape, module.weight, module.variance_epsilon).bfloat16()
+    """The families' RMS norm, in one operation of torch; norms of queries and keys get bfloat16."""
+    return functional.rms_norm(inputs.float(), module.weight.shape, module.weight, module.variance_epsilon).bfloat16()
 
 
 class _Product(torch.autograd.Function):
@@ -89,8 +91,6 @@ class _QuantizedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor, order: Any) -> Tensor:
-        from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton
-
         half = dequantize_triton(codes, codebooks, row_scales, torch.bfloat16)
         ctx.save_for_backward(inputs, half, codes, codebooks, row_scales)
         ctx.order = order
@@ -99,8 +99,6 @@ class _QuantizedProduct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
-        from oaem.quantization.kernels.cuda.layer_loss import scale_gradients_triton
-
         inputs, half, codes, codebooks, row_scales = ctx.saved_tensors
         dense = weight_gradient(gradient, inputs)
         slopes = scale_gradients_triton(dense, codes, codebooks, row_scales)

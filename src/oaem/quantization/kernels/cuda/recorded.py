@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from oaem.quantization.block_tuning import Step
 
 log = logging.getLogger(__name__)
 
-# (inputs, target) -> loss, a tensor without gradient.
-Step = Callable[[Tensor, Tensor], Tensor]
-
 WARM_UP = 3  # steps before the recording, for what happens once: optimiser states, compiled kernels
+
+
+def recorded(block: nn.Module, step: Step) -> Recorded:
+    """See `block_tuning.launcher_of`."""
+    return Recorded(step)
 
 
 class Recorded:

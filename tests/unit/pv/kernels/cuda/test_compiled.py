@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oaem.models.load import load_model
 from oaem.pv import student
-from oaem.pv.kernels.cuda import attention, compiled
+from oaem.pv.kernels.cuda import attention, compiled, embeddings
 from tests.unit.pv.toy import VOCABULARY, make_model, make_state
 
 
@@ -69,7 +69,7 @@ def test_a_compiled_student_has_the_same_gradients(
     for module in ours.model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = "sdpa"
-    ours._gather_rows_of_embeddings()
+    embeddings.prepare_embeddings(ours.model)
     compiled.prepare_blocks(ours.model, checkpointing)
     weights = torch.randn(96, 32, generator=torch.Generator().manual_seed(2))
     for one in (exact, plain, ours):

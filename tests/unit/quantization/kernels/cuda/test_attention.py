@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
+from oaem.models.attention import causal_attention_reference
 from oaem.models.attention_switch import has_operators
-from oaem.models.cpu_attention import causal_attention_reference
 from oaem.pv.kernels.cuda import attention as pv_attention
 from oaem.quantization.kernels.cuda import attention as module
 from oaem.quantization.kernels.cuda.attention import fused_attention

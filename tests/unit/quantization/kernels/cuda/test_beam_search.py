@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-pytest.importorskip("triton", minversion="3.7", reason="needs Triton's interpreter, in a version that knows numpy 2.4")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    # Read when Triton is first imported, which transformers may do, so only tests/conftest.py can set it in time.
-    pytest.skip("TRITON_INTERPRET=1 is not set: the kernels run on CUDA (tests/gpu)", allow_module_level=True)
+pytest.importorskip("tests.unit.interpreter")
 
-from oaem.quantization.beam_search import beam_search_reference
+from oaem.quantization.beam_search import beam_search
 from oaem.quantization.kernels.cuda import beam_search as compiled
 from tests.unit.quantization.toy_layers import order_of, row_errors, toy_layer
 
@@ -33,7 +28,7 @@ def test_same_codes_as_the_reference(case: tuple[int, ...], monkeypatch: pytest.
     monkeypatch.setattr(compiled, "BLOCK_COLUMNS", block)
     layer = toy_layer(out, columns, num_codebooks, bits, group_size)
     found = compiled.beam_search_triton(*layer, beam_width, order_of(layer))
-    assert torch.equal(found, beam_search_reference(*layer, beam_width, order_of(layer)))
+    assert torch.equal(found, beam_search.oracle(*layer, beam_width, order_of(layer)))
     assert found.dtype == layer[2].dtype
 
 
@@ -51,7 +46,7 @@ def test_dead_inputs_and_ties_leave_a_valid_search(monkeypatch: pytest.MonkeyPat
     hessian[8:16], hessian[:, 8:16] = 0, 0
     layer = (weight, hessian, codes, codebooks, row_scales)
     found = compiled.beam_search_triton(*layer, 4, order_of(layer))
-    assert torch.equal(found, beam_search_reference(*layer, 4, order_of(layer)))
+    assert torch.equal(found, beam_search.oracle(*layer, 4, order_of(layer)))
     assert bool((row_errors(layer, found) <= row_errors(layer, codes)).all())
 
 
@@ -63,4 +58,4 @@ def test_nan_stays_inside_the_arrays() -> None:
     assert int(found.min()) >= 0
     assert int(found.max()) < codebooks.shape[1]
     sound = tuple(part[1:] if part is weight or part is codes or part is row_scales else part for part in layer)
-    assert torch.equal(found[1:], beam_search_reference(*sound, 2, order_of(layer)))
+    assert torch.equal(found[1:], beam_search.oracle(*sound, 2, order_of(layer)))

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from oaem.models import cpu_attention
-from oaem.models.cpu_attention import NAME, causal_attention, causal_attention_reference, use_cpu_attention
+from oaem.models.attention import causal_attention_reference, use_fast_attention
+from oaem.models.attention_switch import is_plainly_causal
+from oaem.models.kernels.cpu import attention as room
+from oaem.models.kernels.cpu.attention import NAME, causal_attention
 from oaem.models.load import load_model
 from oaem.runtime.seeds import generator
+from tests.conftest import BLOCKS, FAMILIES
 
 WIDTH = 16
 
@@ -42,7 +45,7 @@ def _error(found: Tensor, reference: Tensor) -> float:
 @pytest.mark.parametrize("tokens", [1, 7, 8, 33])
 def test_equals_the_definition(monkeypatch: pytest.MonkeyPatch, heads: int, key_heads: int, tokens: int) -> None:
     """Values and gradients in float32 to 1e-6, relative, in chunks of eight queries."""
-    monkeypatch.setattr(cpu_attention, "CHUNK", 8)
+    monkeypatch.setattr(room, "CHUNK", 8)
     inputs, upper = _inputs(tokens, heads, key_heads, torch.float32)
     exact = [part.detach().double().requires_grad_() for part in inputs]
     wanted = _all(causal_attention_reference, exact, upper.double())
@@ -74,26 +77,27 @@ def test_gives_the_same_bits_every_time() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_model_says_the_same_with_it(
     tiny_model: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch, family: str, padded: bool
 ) -> None:
-    """Logits in float32 to 1e-5; a mask is obeyed, by torch's own attention."""
+    """Logits in float32 to 1e-5; a mask, padding or a window shorter than the text, is obeyed by torch's attention."""
     seen: list[int] = []
-    original = cpu_attention.causal_attention
-    monkeypatch.setattr(cpu_attention, "causal_attention", lambda *a: seen.append(1) or original(*a))
+    original = room.causal_attention
+    monkeypatch.setattr(room, "causal_attention", lambda *a: seen.append(1) or original(*a))
     model = load_model(tiny_model(family, True), torch.float32, "cpu")
     tokens = torch.randint(320, (2, 30), generator=generator(2, "tokens"))
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0
     with torch.no_grad():
         expected = model(tokens, attention_mask=mask if padded else None).logits
-        use_cpu_attention(model)
-        use_cpu_attention(model)
+        use_fast_attention(model)
+        use_fast_attention(model)
         found = model(tokens, attention_mask=mask if padded else None).logits
     assert model.config._attn_implementation == NAME
-    assert bool(seen) != padded
+    # Of three blocks: all, those of Gemma without a window, none of Mistral's, whose window is short.
+    assert len(seen) == (0 if padded else {"gemma3_text": 1, "mistral": 0}.get(family, BLOCKS))
     valid = mask.bool() if padded else torch.ones_like(mask, dtype=torch.bool)
     torch.testing.assert_close(found[valid], expected[valid], rtol=1e-5, atol=1e-5)
 
@@ -101,5 +105,25 @@ def test_a_model_says_the_same_with_it(
 def test_another_attention_is_left_alone(tiny_llama: Path) -> None:
     model = load_model(tiny_llama, torch.float32, "cpu")
     model.config._attn_implementation = "eager"
-    use_cpu_attention(model)
+    use_fast_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("options", "mask", "plain"),
+    [
+        ({"scaling": 0.3}, False, True),
+        ({"sliding_window": None}, False, True),
+        ({"sliding_window": 6}, False, True),
+        ({"sliding_window": 5}, False, False),
+        ({"softcap": 50.0}, False, False),
+        ({"dropout": 0.1}, False, False),
+        ({"is_causal": False}, False, False),
+        ({}, True, False),
+    ],
+)
+def test_what_counts_as_plainly_causal(options: dict[str, object], mask: bool, plain: bool) -> None:
+    query, key = torch.zeros(1, 4, 6, 8), torch.zeros(1, 2, 6, 8)
+    attention_mask = torch.ones(1, 1, 6, 6, dtype=torch.bool) if mask else None
+    assert is_plainly_causal(torch.nn.Module(), query, key, attention_mask, options) is plain
+    assert not is_plainly_causal(torch.nn.Module(), query[:, :, -1:], key, attention_mask, options)

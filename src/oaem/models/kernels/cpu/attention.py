@@ -23,12 +23,8 @@ CHUNK = 128  # queries of one head; the heads that share a key go together
 
 
 def use_cpu_attention(module: torch.nn.Module) -> None:
-    """Let a transformers model or block on the CPU attend through `causal_attention` where it would use torch's own.
-
-    For good: it has one way to attend, whoever runs it. No effect on another device or with another attention.
-    """
-    if next(module.parameters()).device.type == "cpu":
-        switch_attention(module, NAME, _attend)
+    """See `attention.use_fast_attention`; no effect on a model that does not attend through torch's own."""
+    switch_attention(module, NAME, _attend)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -39,15 +35,6 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) 
     """
     attended: Tensor = _CausalAttention.apply(query, key, value, scaling)
     return attended
-
-
-def causal_attention_reference(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """The definition, in the dtype of the inputs, with autograd's own gradient."""
-    shared = query.shape[1] // key.shape[1]
-    scores = scaling * query @ key.repeat_interleave(shared, dim=1).transpose(2, 3)
-    future = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1)
-    weights = torch.softmax(scores.masked_fill(future, float("-inf")), dim=-1)
-    return (weights @ value.repeat_interleave(shared, dim=1)).transpose(1, 2)
 
 
 class _CausalAttention(torch.autograd.Function):
