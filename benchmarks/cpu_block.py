@@ -1,4 +1,4 @@
-"""CPU seconds of one block of the embedded model by phase, on one thread, with the settings of the embedded grid.
+"""CPU seconds of one block of the embedded model by phase, on one thread, with the settings of the ten-run grid.
 
     python benchmarks/cpu_block.py --results results --output benchmarks/out/cpu_block.json
 
@@ -21,18 +21,21 @@ from typing import Any
 import torch
 import yaml
 
+from oaem.calibration.observation import BlockWalk
 from oaem.calibration.sequential import SequentialJob, quantize_block
 from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
-from oaem.models.capture import block_arguments, run_block
+from oaem.models.attention import use_fast_attention
+from oaem.models.capture import block_arguments
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 
 MODEL, BLOCK, REPETITIONS = "smollm2-135m", 5, 3
+GRID = Path("config/embedded-ten-runs.yaml")
 
 
 class ProcessorClock:
@@ -64,10 +67,12 @@ def measure(results: Path, init: str, beam_width: int, settings: dict[str, Any])
     for _ in range(REPETITIONS + 1):
         clock = ProcessorClock()
         block = load_block(folder, BLOCK, job.dtype, "cpu")
+        use_fast_attention(block)
         arguments = block_arguments(folder, BLOCK, hidden.shape[1], job.dtype, "cpu")
-        quantize_block(job, block, hidden, arguments, BLOCK, clock)  # type: ignore[arg-type]
+        walk = BlockWalk(block, hidden, arguments, job.family.sequential_groups, tuned=False)
+        quantize_block(job, walk, BLOCK, clock)  # type: ignore[arg-type]
         with clock.phase("forward"):
-            run_block(block, hidden, arguments, batch=8)
+            walk.outputs()
         found.append(clock.seconds)
     return {phase: statistics.median(seconds[phase] for seconds in found[1:]) for phase in found[-1]}
 
@@ -79,7 +84,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    settings = yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8"))["quantization"]
+    settings = yaml.safe_load(GRID.read_text(encoding="utf-8"))["quantization"]
     found: dict[str, Any] = {"provenance": collect("cpu"), "processor_seconds_of_a_block": {}}
     for init, beam_width in (("oaem", 1), ("oaem", 2), ("oaem", 4), ("greedy", 4)):
         seconds = measure(options.results, init, beam_width, settings)

@@ -2,57 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from oaem.calibration.forward_log import ForwardLog, logged
 from oaem.models.capture import run_block
 from oaem.quantization.hessian import HessianAccumulator
+
+KEPT_BYTES = 2**30  # of results of the block's layers, so that the next group goes on from them
 
 
 class _Enough(Exception):  # noqa: N818 (a signal, not an error)
     """The inputs of a sequential group have been seen; the rest of the block need not run."""
 
 
-@torch.no_grad()
-def observe(
-    block: nn.Module, group: tuple[str, ...], hidden: Tensor, arguments: dict[str, Any], targets: bool
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Run the block in its current state: the Hessian of each linear of `group`, and the block's outputs if asked for.
+class BlockWalk:
+    """One block over all calibration sequences, seen group after group while its linears are quantised in between.
 
-    Linears that read the very same tensor share one Hessian. Without targets the forward stops at the group.
+    hidden: [sequences, window, hidden], the inputs of the block, which is changed in place by whoever quantises it.
+    groups: its linears by name, as `Family.sequential_groups`. With `tuned`, all of the block may change between two
+    groups: each observation starts from its inputs and goes to its end, for its outputs are the targets. Else an
+    observation goes on from the one before, in up to KEPT_BYTES of memory; what does not fit is computed again.
     """
-    seen: dict[str, Tensor] = {}
-    accumulators: dict[str, HessianAccumulator] = {}
-    shared: dict[str, str] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen[name] = inputs[0]
-            if not targets and len(seen) == len(group):
-                raise _Enough
+    def __init__(
+        self,
+        block: nn.Module,
+        hidden: Tensor,
+        arguments: dict[str, Any],
+        groups: tuple[tuple[str, ...], ...],
+        tuned: bool,
+    ):
+        self.block, self.hidden, self.arguments, self.groups, self.tuned = block, hidden, arguments, groups, tuned
+        self.chunks = hidden.split(batch_size(hidden))
+        self.logs = [ForwardLog(KEPT_BYTES // len(self.chunks)) for _ in self.chunks]
 
-        return keep
+    @torch.no_grad()
+    def observe(self, number: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Group `number`, all before it being quantised: the Hessian [in, in] of each linear, and the targets.
 
-    outputs = []
-    with ExitStack() as stack:
-        for name in group:
-            stack.callback(block.get_submodule(name).register_forward_pre_hook(hook(name)).remove)
-        for chunk in hidden.split(batch_size(hidden)):
-            seen.clear()
-            with suppress(_Enough):
-                outputs.append(run_block(block, chunk, arguments, batch=len(chunk)))
+        Linears that read the very same tensor share one Hessian. Targets [sequences, window, hidden] only if tuned.
+        """
+        group = self.groups[number]
+        accumulators: dict[str, HessianAccumulator] = {}
+        shared: dict[str, str] = {}
+        outputs = []
+        for chunk, log in zip(self.chunks, self.logs, strict=True):
+            # Of linears that share their input the first will do: the others then need not be waited for.
+            seen, output = self._inputs(chunk, log, accumulators or group, self.groups[number:])
             if not shared:
-                shared = {name: next(other for other in group if seen[other] is seen[name]) for name in group}
-                widths = {name: seen[name].shape[-1] for name in set(shared.values())}
-                accumulators = {name: HessianAccumulator(width, hidden.device) for name, width in widths.items()}
+                shared = {name: next(first for first in seen if seen[first] is seen[name]) for name in group}
+                firsts = dict.fromkeys(shared.values())
+                accumulators = {name: HessianAccumulator(seen[name].shape[-1], chunk.device) for name in firsts}
             for name, accumulator in accumulators.items():
                 accumulator.update(seen[name])
-    hessians = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-    return {name: hessians[shared[name]] for name in group}, torch.cat(outputs) if targets else None
+            outputs += [] if output is None else [output]
+        hessians = {name: accumulator.finish() for name, accumulator in accumulators.items()}
+        return {name: hessians[shared[name]] for name in group}, torch.cat(outputs) if self.tuned else None
+
+    @torch.no_grad()
+    def outputs(self) -> Tensor:
+        """The block's outputs [sequences, window, hidden] once all groups are quantised."""
+        pieces = [self._run(chunk, log) for chunk, log in zip(self.chunks, self.logs, strict=True)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _inputs(
+        self, chunk: Tensor, log: ForwardLog, wanted: Iterable[str], pending: tuple[tuple[str, ...], ...]
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The inputs of the linears `wanted`, in the order of their calls, and the block's outputs if tuned.
+
+        pending: the linears still to be quantised, group by group. What they are the first to compute is not final.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                log.stop()
+                if name in wanted:
+                    seen[name] = inputs[0]
+                if not self.tuned and len(seen) == len(tuple(wanted)):
+                    raise _Enough
+
+            return keep
+
+        output = None
+        with ExitStack() as stack:
+            for name in (name for group in pending for name in group):
+                stack.callback(self.block.get_submodule(name).register_forward_pre_hook(hook(name)).remove)
+            with suppress(_Enough):
+                output = self._run(chunk, log)
+        return seen, output
+
+    def _run(self, chunk: Tensor, log: ForwardLog) -> Tensor:
+        with nullcontext() if self.tuned else logged(self.block, log):
+            return run_block(self.block, chunk, self.arguments, batch=len(chunk))
 
 
 def batch_size(hidden: Tensor) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from oaem.calibration.activations import activations_path, read_activations, write_activations
 from oaem.calibration.artefacts import QuantizedState, block_path, block_report, load_block_state, state_of, write_block
-from oaem.calibration.observation import batch_size, observe
+from oaem.calibration.observation import BlockWalk, batch_size
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.errors import UserError
@@ -118,13 +118,14 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
         block = _load(job, index)
         arguments = block_arguments(job.model_folder, index, hidden.shape[1], job.dtype, job.device)
     _require_finite_weights(block, job, index)
+    walk = BlockWalk(block, hidden, arguments, job.family.sequential_groups, tuned=job.tuning.epochs > 0)
     try:
-        layers = quantize_block(job, block, hidden, arguments, index, clock)
+        layers = quantize_block(job, walk, index, clock)
     except UserError as error:
         raise UserError(f"{job.run.path}, block {index}: {error}") from None
     if index + 1 < block_count(job.model_folder):
         with clock.phase("forward"):
-            hidden = run_block(block, hidden, arguments, batch=batch_size(hidden))
+            hidden = walk.outputs()
         _require_finite(hidden, job, index)
         with clock.phase("save"):
             write_activations(activations, index + 1, hidden, job.fingerprint)
@@ -134,20 +135,15 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
     return hidden, max(layer["relative_error"] for layer in layers.values())
 
 
-def quantize_block(
-    job: SequentialJob, block: nn.Module, hidden: Tensor, arguments: dict[str, Any], index: int, clock: PhaseClock
-) -> dict[str, dict[str, Any]]:
-    """Replace the linears of `block` in place, one sequential group after the other; returns each one's report.
-
-    hidden: [sequences, window, hidden], the inputs of the block.
-    """
+def quantize_block(job: SequentialJob, walk: BlockWalk, index: int, clock: PhaseClock) -> dict[str, dict[str, Any]]:
+    """Replace the linears of the walk's block in place, one sequential group after the other; returns their reports."""
     reports = {}
-    for number, group in enumerate(job.family.sequential_groups):
+    for number, group in enumerate(walk.groups):
         with clock.phase("forward"):
-            hessians, targets = observe(block, group, hidden, arguments, targets=job.tuning.epochs > 0)
+            hessians, targets = walk.observe(number)
         for name in group:
-            shape = _linear(block, name).weight.shape
-            result = _quantize_linear(job, block, name, hessians[name], index, clock)
+            shape = _linear(walk.block, name).weight.shape
+            result = _quantize_linear(job, walk.block, name, hessians[name], index, clock)
             reports[name] = {
                 "relative_error": result.relative_error,
                 "epochs": result.epochs,
@@ -159,7 +155,7 @@ def quantize_block(
         if targets is not None:
             seed = derive(job.run.seed, "block_tuning", index, number)
             with clock.phase("block_tuning"):
-                tune_block(block, hidden, targets, arguments, job.tuning, seed)
+                tune_block(walk.block, walk.hidden, targets, walk.arguments, job.tuning, seed)
     return reports
 
 

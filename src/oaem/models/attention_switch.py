@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Options of a call that a plain causal attention knows nothing of.
@@ -28,6 +29,11 @@ def switch_attention(module: nn.Module, name: str, attend: Callable[..., tuple[T
             config._attn_implementation = name
             switched.append(config)
     return switched
+
+
+def has_operators(*names: str) -> bool:
+    """Whether this PyTorch has all these private operators of its own; without them its public attention must do."""
+    return all(hasattr(torch.ops.aten, name) for name in names)
 
 
 def is_plainly_causal(

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from oaem.numerics.fast_paths import fast_path
-
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+from oaem.numerics.onednn import product_library
 
 
 def _fits_onednn(left: Tensor, right: Tensor) -> bool:
-    return bool(_HAS_ONEDNN and left.dtype == right.dtype == torch.float32 and left.numel() and right.numel())
+    float32 = left.dtype == right.dtype == torch.float32
+    return float32 and left.numel() > 0 and right.numel() > 0 and product_library() == "onednn"
 
 
 @fast_path("cpu", "oaem.numerics.onednn:product_onednn", when=_fits_onednn)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from oaem.config.schema import PVTuning
 from oaem.pv.lamb import Lamb, lamb_step
-from oaem.pv.straight_through import reencode, weight_gradients
+from oaem.pv.straight_through import reencode
 from oaem.pv.student import Student, StudentLinear
+from oaem.quantization.weight import weight_gradients
 from oaem.runtime.seeds import generator
 
 State = dict[str, Tensor]

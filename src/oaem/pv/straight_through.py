@@ -1,4 +1,4 @@
-"""The discrete half of a step: gradients of an additive weight, and re-encoding towards its straight-through buffer."""
+"""The discrete half of a step: re-encoding an additive weight towards its straight-through buffer."""
 
 from __future__ import annotations
 
@@ -12,28 +12,6 @@ from torch.nn import functional
 from oaem.numerics.fast_paths import fast_path
 from oaem.quantization.clusters import fits_kernels
 from oaem.quantization.weight import dequantize
-
-
-@fast_path(
-    "cuda",
-    "oaem.quantization.kernels.cuda.layer_loss:dequantize_gradients_triton",
-    when=lambda gradient, codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
-)
-@fast_path("cpu", "oaem.pv.kernels.cpu.weight_gradients:weight_gradients_numba")
-def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of codebooks [M, K, g] and row_scales [out], given that of the dequantised weight [out, in].
-
-    The weight is linear in each of the two, so one call on the gradient summed over a whole batch is exact. What
-    autograd would give for `dequantize`, without a graph and in the same order every time.
-    """
-    num_codebooks, size, width = codebooks.shape
-    normalised = dequantize(codes, codebooks, torch.ones_like(row_scales))
-    scales_gradient = torch.linalg.vecdot(gradient, normalised)
-    scaled = (gradient * row_scales[:, None]).reshape(-1, width)
-    # index_add_ would add in any order; the gradient of an embedding sorts first.
-    columns = [codes[..., m].reshape(-1).to(torch.int32) for m in range(num_codebooks)]
-    tables = [torch.ops.aten.embedding_dense_backward(scaled, column, size, -1, False) for column in columns]
-    return torch.stack(tables), scales_gradient
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ class StudentLinear(nn.Module):
 
     `weight` [out, in] is a leaf in the dtype of the matrix products. Its gradient is summed in float32 over the
     sequences of a batch into `weight_gradient`. From there it serves the straight-through buffer as it is, and
-    codebooks and scales through `straight_through.weight_gradients`, which is exact because both are linear in it.
+    codebooks and scales through `weight.weight_gradients`, which is exact because both are linear in it.
     """
 
     codes: Tensor

@@ -9,6 +9,7 @@ from oaem.errors import UserError
 from oaem.numerics.product import matrix_product
 
 TOKENS_AT_ONCE = 4096
+STRIP = 192  # columns
 
 
 class HessianAccumulator:
@@ -22,8 +23,7 @@ class HessianAccumulator:
     def update(self, inputs: Tensor) -> None:
         """Add inputs [..., in] of any floating-point dtype; UserError if they hold NaN or infinity."""
         for part in inputs.detach().flatten(0, -2).split(TOKENS_AT_ONCE):
-            values = part.to(device=self.total.device, dtype=torch.float32)
-            product = matrix_product(values.T, values)
+            product = _symmetric_product(part.to(self.total.device))
             # Every bad input shows on the diagonal, which is cheaper to look at than the inputs.
             if not bool(torch.isfinite(product.diagonal()).all()):
                 raise UserError(
@@ -31,10 +31,24 @@ class HessianAccumulator:
                     "overflows on this text: try another model dtype, or look for damaged weights."
                 )
             self.total += product
-            self.tokens += len(values)
+            self.tokens += len(part)
 
     def finish(self) -> Tensor:
         """H [in, in] in float32; UserError if no input came."""
         if self.tokens == 0:
             raise UserError("no calibration inputs reached a linear layer; the calibration text must not be empty.")
         return (self.total / self.tokens).float()
+
+
+def _symmetric_product(values: Tensor) -> Tensor:
+    """X^T X [in, in] in float32 for X [n, in]; on the CPU the lower half in strips of columns, the upper from it."""
+    if values.is_cuda:
+        values = values.float()
+        return values.T @ values
+    rows = values.T.contiguous().float()
+    product = torch.empty(len(rows), len(rows))
+    for start in range(0, len(rows), STRIP):
+        stop = start + STRIP
+        product[start:, start:stop] = matrix_product(rows[start:], rows[start:stop].T)
+        product[start:stop, stop:] = product[stop:, start:stop].T
+    return product

@@ -65,10 +65,13 @@ def dense_matrix(codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor
     "oaem.quantization.kernels.cuda.layer_loss:dequantize_gradients_triton",
     when=lambda gradient, codes, codebooks, row_scales: fits_kernels(codebooks, codebooks.shape[1]),
 )
-def dense_matrix_gradients(
-    gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients by codebooks [M, K, g] and row scales [out] from that of the dense matrix [out, in]."""
+@fast_path("cpu", "oaem.quantization.kernels.cpu.weight_gradients:weight_gradients_numba")
+def weight_gradients(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of codebooks [M, K, g] and row_scales [out], given that of the dequantised weight [out, in].
+
+    The weight is linear in each of the two, so one call on the gradient summed over a whole batch is exact. What
+    autograd would give for plain indexing, without a graph and in the same order every time.
+    """
     scaled = (gradient * row_scales[:, None]).reshape(-1, codebooks.shape[2])
     tables = [cluster_sums(codes[..., m].flatten(), codebooks.shape[1])(scaled) for m in range(len(codebooks))]
     slopes = (gradient * sum_of_entries(codes, codebooks)).sum(1)
@@ -86,7 +89,7 @@ class _Dequantize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        return None, *dense_matrix_gradients(gradient, *ctx.saved_tensors)
+        return None, *weight_gradients(gradient, *ctx.saved_tensors)
 
 
 def row_scales_of(weight: Tensor) -> Tensor:

@@ -8,15 +8,20 @@ import json
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from oaem.runtime.processor import processor
+
 PACKAGES = ("torch", "transformers", "safetensors", "numba", "triton", "datasets", "lm-eval", "snakemake", "oaem")
 SOURCE = Path(__file__).resolve().parents[1]
+
+# What decides bits on a CPU beside its kind: by name, what asks the module that knows, which puts it here.
+FACTS_OF_A_CPU: dict[str, Callable[[], str]] = {}
 
 # Where the code of each stage begins. What its numbers depend on is all that these modules import, and so on.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -118,7 +123,8 @@ def collect(
 ) -> dict[str, Any]:
     """Versions, machine, device and commit of this process, and what its job was told: settings, code, seed.
 
-    Settings are kept as a fingerprint, code is one already; a job without a seed of its own has null.
+    On a CPU also its kind and the library of float32 products, which decide bits. Settings are kept as a fingerprint,
+    code is one already; a job without a seed of its own has null.
     """
     job = {} if settings is None else {"settings": fingerprint(settings), "code": code, "seed": seed}
     return {
@@ -126,10 +132,18 @@ def collect(
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
+        **_processor_facts(device),
         "commit": commit(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         **job,
     }
+
+
+def _processor_facts(device: str) -> dict[str, str]:
+    """What a job on the CPU ran on, and what the modules it has loaded say of themselves."""
+    if device != "cpu":
+        return {}
+    return {"processor": processor().kind} | {name: fact() for name, fact in FACTS_OF_A_CPU.items()}
 
 
 @cache
@@ -157,11 +171,7 @@ def device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "cpu"
+    return processor().name
 
 
 @cache

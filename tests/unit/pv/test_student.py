@@ -10,10 +10,9 @@ from oaem.errors import UserError
 from oaem.models.load import load_model
 from oaem.pv.loss import kl_divergence, kl_divergence_reference
 from oaem.pv.optimizer import PVOptimizer
-from oaem.pv.straight_through import weight_gradients
 from oaem.pv.student import Student
 from oaem.pv.teacher import Teacher, TeacherPlace
-from oaem.quantization.weight import AdditiveWeight, dequantize
+from oaem.quantization.weight import AdditiveWeight, dequantize, weight_gradients
 from tests.unit.pv.toy import make_model, make_settings, make_state, make_tokens, quantise
 
 

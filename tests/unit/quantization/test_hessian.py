@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oaem.errors import UserError
+from oaem.quantization import hessian
 from oaem.quantization.hessian import HessianAccumulator
 
 
@@ -24,6 +25,20 @@ def test_streamed_float32_products_equal_one_float64_product() -> None:
     size = exact.diagonal().sqrt()
     assert accumulator.tokens == 15000
     assert ((accumulator.finish() - exact).abs() / torch.outer(size, size)).max() < 1e-6
+
+
+@pytest.mark.parametrize("width", [1, 4, 5, 8, 11])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_half_of_the_product_serves_for_the_other(
+    monkeypatch: pytest.MonkeyPatch, width: int, dtype: torch.dtype
+) -> None:
+    """300 roundings of 2^-24 bound the error of a float32 sum of as many squares of size 1."""
+    monkeypatch.setattr(hessian, "STRIP", 4)
+    inputs = torch.randn(300, width, dtype=torch.float64).to(dtype)
+    accumulator = HessianAccumulator(width)
+    accumulator.update(inputs)
+    exact = inputs.float().double()
+    torch.testing.assert_close(accumulator.finish().double(), exact.T @ exact / 300, rtol=0, atol=300 * 2**-24)
 
 
 def test_bfloat16_inputs_are_widened_first() -> None:

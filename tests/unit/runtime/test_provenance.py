@@ -59,7 +59,12 @@ def test_stages_depend_on_what_computes_them_and_on_no_presentation() -> None:
         "kernels.cuda.beam_search",
     }
     assert found["quantization"] >= {f"quantization.{name}" for name in formulas}
-    assert found["pv"] >= {"pv.lamb", "pv.kernels.cuda.lamb", "pv.kernels.cpu.weight_gradients", "runtime.seeds"}
+    assert found["pv"] >= {
+        "pv.lamb",
+        "pv.kernels.cuda.lamb",
+        "quantization.kernels.cpu.weight_gradients",
+        "runtime.seeds",
+    }
     assert found["perplexity"] >= {"evaluation.perplexity", "quantization.weight", "models.kernels.cpu.attention"}
     assert found["downstream"] >= {"corpora.embedded", "evaluation.downstream_harness"}
     # How codes were found says nothing about what a stored model is worth.

@@ -48,7 +48,7 @@ class _CausalAttention(torch.autograd.Function):
         grouped = _grouped(attended.transpose(1, 2), len(key[0]))
         for place, start, stop in _chunks(keys):
             rows = queries[place][:, start:stop]
-            weights = _weights(rows, keys[place][:stop])
+            weights = functional.softmax(_scores(rows, keys[place][:stop]), dim=-1)
             grouped[place][:, start:stop] = matrix_product(weights, values[place][:stop]).view(rows.shape)
         return attended
 
@@ -63,11 +63,11 @@ class _CausalAttention(torch.autograd.Function):
         grouped = _grouped(by_query, groups)
         for place, start, stop in _chunks(keys):
             rows, above = (part[place][:, start:stop].float().flatten(0, 1) for part in (queries, upper))
-            weights = _weights(queries[place][:, start:stop], keys[place][:stop])
-            by_value[place][:stop] += matrix_product(weights.t(), above)
-            change = torch._softmax_backward_data(
-                matrix_product(above, values[place][:stop].t()), weights, -1, torch.float32
-            )
+            scores = _scores(queries[place][:, start:stop], keys[place][:stop])
+            with torch.enable_grad():
+                weights = functional.softmax(scores.requires_grad_(), dim=-1)
+            by_value[place][:stop] += matrix_product(weights.detach().t(), above)
+            (change,) = torch.autograd.grad(weights, scores, matrix_product(above, values[place][:stop].t()))
             grouped[place][:, start:stop] = matrix_product(change, keys[place][:stop]).unflatten(0, (-1, stop - start))
             by_key[place][:stop] += matrix_product(change.t(), rows)
         return (by_query * ctx.scaling).to(query.dtype), by_key.to(key.dtype), by_value.to(value.dtype), None
@@ -90,13 +90,16 @@ def _chunks(keys: Tensor) -> Iterator[tuple[tuple[int, int], int, int]]:
                 yield (sequence, head), start, min(start + CHUNK, keys.shape[2])
 
 
-def _weights(rows: Tensor, keys: Tensor) -> Tensor:
-    """Attention of scaled queries [shared heads, n, d], the last n of their places, to keys [m, d]: [shared * n, m]."""
+def _scores(rows: Tensor, keys: Tensor) -> Tensor:
+    """Products of scaled queries [shared heads, n, d], the last n of their places, with keys [m, d]: [shared * n, m].
+
+    Minus infinity where a query may not look.
+    """
     count = rows.shape[1]
     scores = matrix_product(rows.float().flatten(0, 1), keys.t())
     # An addition, because masked_fill_ on a part of a matrix is slow on the CPU.
     scores.view(len(rows), count, -1)[..., -count:] += torch.full((count, count), float("-inf")).triu_(1)
-    return functional.softmax(scores, dim=-1)
+    return scores
 
 
 def _attend(

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oaem.models.attention_switch import is_plainly_causal, switch_attention
+from oaem.models.attention_switch import has_operators, is_plainly_causal, switch_attention
 
 NAME = "oaem_pv_causal"
+_HAS_CUDNN = has_operators("_scaled_dot_product_cudnn_attention")
+_HAS_FLASH = has_operators("_scaled_dot_product_flash_attention")
 
 
 def use_fused_attention(model: nn.Module) -> None:
@@ -39,7 +41,7 @@ def _attend(
 
 
 def _fits(query: Tensor) -> bool:
-    return query.is_cuda and query.shape[2] % 64 == 0 and query.shape[3] in (16, 32, 64, 128)
+    return _HAS_FLASH and query.is_cuda and query.shape[2] % 64 == 0 and query.shape[3] in (16, 32, 64, 128)
 
 
 @torch.library.custom_op("oaem::pv_attention", mutates_args=())
@@ -49,7 +51,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tupl
     query: bfloat16 [batch, heads, tokens, d]; key, value: [batch, key heads, tokens, d], for a CUDA device. Returns
     bfloat16 [batch, heads, tokens, d], in memory [batch, tokens, heads, d], and float32 [batch, heads, tokens].
     """
-    if torch.cuda.get_device_capability(query.device)[0] >= 9:
+    if _HAS_CUDNN and torch.cuda.get_device_capability(query.device)[0] >= 9:
         result, logs, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
             query, key, value, None, True, 0.0, True, False, scale=scaling
         )

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oaem.models.attention_switch import is_plainly_causal, switch_attention
+from oaem.models.attention_switch import has_operators, is_plainly_causal, switch_attention
 
 NAME = "oaem_causal"
+_HAS_FLASH = has_operators("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward")
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -86,7 +87,7 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     plain = is_plainly_causal(module, query, key, attention_mask, options)
-    fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    fits = _HAS_FLASH and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
     if not plain or not fits:
         # One dtype for torch's own, and plain operations: its other fused ones give other bits on every run.
         query, key, value = (part.float() for part in (query, key, value))

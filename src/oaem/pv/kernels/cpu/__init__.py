@@ -1,1 +1,0 @@
-"""Compiled for the CPU by numba."""
