@@ -9,7 +9,8 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test quick test-gpu check format lock clean help
 
 demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figures and the report
-	$(BIN)/snakemake --cores $(CORES)
+	@$(BIN)/python benchmarks/how_long.py $(CORES)
+	$(BIN)/snakemake --cores $(CORES) --prioritize results/tables/table1.csv
 	@cat results/summary.txt
 
 test: $(READY) .venv/.triton check  ## all tests and all checks

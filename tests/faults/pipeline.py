@@ -59,11 +59,15 @@ class Job:
         return self.process.exitcode is None
 
     def wait_for_work(self) -> None:
-        """Wait until the job has its device and begins to compute, which it logs."""
+        """Wait until the job has its device and begins to compute, which it logs after its own begin."""
         deadline = time.monotonic() + SECONDS
-        while self.running and _size(self.log) == self.logged:
+        while self.running and self.new_lines() < 2:
             assert time.monotonic() < deadline, "the job does not begin"
             time.sleep(0.001)
+
+    def new_lines(self) -> int:
+        """How many lines the log has got since this job was started."""
+        return self.log.read_bytes()[self.logged :].count(b"\n") if self.log.exists() else 0
 
     def kill(self) -> bool:
         """kill -9; whether it hit the job alive."""
@@ -181,6 +185,12 @@ class Pipeline:
         inputs = {**self._model, "tokens": planning.evaluation_tokens(self.config, subject)}
         output = {"metrics": layout.metric(subject, stage, "perplexity")}
         return Arguments("perplexity", inputs, output, "logs/ppl.log", params, {"subject": subject, "stage": stage})
+
+    def export(self, stage: str) -> Arguments:
+        params = {"card": planning.card_parameters(self.config, RUN)}
+        inputs = {**self._model, "metrics": planning.card_metrics(self.config, RUN)}
+        output = {"manifest": f"results/{RUN}/export/{stage}.json"}
+        return Arguments("export", inputs, output, "logs/export.log", params, {"run": RUN, "stage": stage})
 
     @property
     def _model(self) -> dict[str, str]:

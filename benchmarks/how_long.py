@@ -1,6 +1,6 @@
 """How long `make demo` will take on this machine, judged by a second of the kinds of work that it does.
 
-python -m oaem.planning.speed [cores]
+python benchmarks/how_long.py [cores]
 """
 
 from __future__ import annotations
