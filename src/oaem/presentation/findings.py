@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from oaem.evaluation.metrics import load_metrics
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.spread import Spread, ratio_spread
 from oaem.runtime.atomic import write_text
@@ -48,7 +47,11 @@ class Numbers:
     """What the page may quote; every method returns text, with the same rounding everywhere."""
 
     def __init__(self, archives: Path) -> None:
-        self.metrics = {name: load_metrics([archives / name / "metrics.csv"]) for name in {c.archive for c in CASES}}
+        import pandas as pd
+
+        self.metrics = {
+            name: pd.read_csv(archives / name / "metrics.csv") for name in dict.fromkeys(case.archive for case in CASES)
+        }
         self.cases = {case.label: case for case in CASES}
 
     def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
