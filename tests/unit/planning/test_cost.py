@@ -8,7 +8,7 @@ import pytest
 
 from oaem.config.grid import Run
 from oaem.config.schema import load
-from oaem.planning import cost
+from oaem.planning import cost, shapes
 from oaem.planning.rules import ranges
 
 
@@ -16,7 +16,7 @@ def test_the_reference_gives_back_its_own_seconds() -> None:
     config = load("config/paper.yaml")
     run = next(run for run in config.runs() if run.beam_width == 16)
     assert run.model == "llama-3.2-3b"
-    seconds = cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)
+    seconds = cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)
     assert seconds == pytest.approx(dict(cost.H100.seconds), rel=1e-9)
 
 
@@ -24,7 +24,7 @@ def test_beam_search_grows_with_width_and_codebooks() -> None:
     config = load("config/paper.yaml")
 
     def search(run: Run) -> float:
-        return cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)["beam_search"]
+        return cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)["beam_search"]
 
     by = {(run.geometry.num_codebooks, run.beam_width, run.max_epochs): search(run) for run in config.runs()}
     assert by[2, 16, 100] == pytest.approx(2 * by[2, 8, 100])
