@@ -24,7 +24,7 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 | `evidence.yaml` | the default's model and text in the paper's geometry and with its budgets, three seeds, for a GPU |
 | `three-models.yaml` | real models of three families from packages, likewise: Tables 12 to 15; for a GPU and hours |
-| `embedded-ten-runs.yaml` | the default's model in ten runs, hours on a laptop |
+| `embedded-ten-runs.yaml` | the default as it was with ten runs, for a laptop and some hours |
 
 Use another with `snakemake --configfile my.yaml`. A file that has a `grid` of its own replaces the default; one
 without amends it, so `snakemake --config threads=2` changes one key. Every fault is reported before any job starts, all
