@@ -28,6 +28,7 @@ from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
+from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
@@ -71,7 +72,7 @@ def prepare(
     layer = {key: settings[key] for key in ("kmeans", "oaem", "codebooks")}
     inputs = {"model": read_json(manifest)["fingerprint"], "tokens": checksum(tokens)}
     dtype = compute_dtype(folder, device)
-    init = plugin_version("oaem.initialisations", run.init)
+    init = plugin_version(ENTRY_POINTS, run.init)
     facts = {"run": run.path, "settings": dict(settings), "code": code, "init": init, **inputs}
     facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
     return SequentialJob(

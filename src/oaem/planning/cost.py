@@ -20,6 +20,8 @@ from oaem.planning.shapes import Shape
 GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
 # An epoch limit is rarely reached: the paper's quantisation times come to about seven epochs a layer.
 USUAL_EPOCHS = 7
+
+
 @dataclass(frozen=True)
 class Reference:
     """Seconds of one block and what they were measured on."""
@@ -40,7 +42,7 @@ class Reference:
 H100 = Reference(
     shapes.PAPER["Llama 3B"], 128 * 4096, 16, 7, 2, 100, 2560,
     {"block_tuning": 22.5, "beam_search": 4.2, "codebook_steps": 5.1, "initialisation": 1.1, "forward": 6.3},
-    # 100 codebook steps take 76 ms from 1024×3072 down; SmolLM2-135M at the paper's budgets took 230 s (docs/log.md), and
+    # 100 codebook steps take 76 ms from 1024×3072 down. SmolLM2-135M at the paper's budgets took 230 s (docs/log.md):
     # what the other phases leave of these is 1.4 ms a step of block tuning.
     {"codebook_steps": 0.00076, "block_tuning": 0.0014},
 )  # fmt: skip

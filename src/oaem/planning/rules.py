@@ -20,6 +20,7 @@ from oaem.presentation import captions
 from oaem.presentation.tables.layouts import layout as layout_of
 from oaem.presentation.tables.needs import needs
 from oaem.presentation.view import View
+from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
@@ -56,7 +57,7 @@ def code(stage: str) -> str:
 
 def plugin(run: str) -> str | None:
     """The package and version that a run's initialisation comes from; None for a built-in one."""
-    return plugin_version("oaem.initialisations", Run.parse(run).init)
+    return plugin_version(ENTRY_POINTS, Run.parse(run).init)
 
 
 def gpus(config: Config) -> int:

@@ -42,7 +42,7 @@ PAPER: Mapping[str, Shape] = {
 
 
 def known(config: Config, name: str) -> Shape | None:
-    """The shape of a model: the embedded one's, what its config.json says, or what the configuration does; else None."""
+    """The shape of a model: the embedded one's, what its config.json says, or what the configuration does; or None."""
     model = config.models[name]
     if model.source == "embedded":
         return EMBEDDED
