@@ -31,7 +31,7 @@ def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], Non
     try:
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype), **dense)
         tokenizer = AutoTokenizer.from_pretrained(**where)
-    except (ValueError, KeyError, IndexError, NotImplementedError) as error:
+    except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(f"{file}: transformers cannot read a model from this GGUF file ({error}).") from None
     _forget_gguf(model)
     model.save_pretrained(target)

@@ -169,8 +169,8 @@ def _reason(said: str) -> str:
         )
     if any(word in said for word in _ABSENT):
         return (
-            f"not to be had as a wheel ({last}). Check `packages.names` and `packages.version`, and PIP_INDEX_URL and "
-            f"PIP_FIND_LINKS. {again}"
+            f"not to be had as a wheel ({last}). Check `packages.names` and `packages.version`, the network, "
+            f"PIP_INDEX_URL and PIP_FIND_LINKS. {again}"
         )
     return f"pip could not download it ({last}). {again}"
 

@@ -156,7 +156,7 @@ def test_no_network(content: bytes, wheels: Path, target: Path, monkeypatch: pyt
     for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
-    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_RETRIES", "1")
     source = packages_source(content)
     refused(source, target, "the package index cannot be reached .*PIP_FIND_LINKS to their folder")
     assert cached(source) == []
