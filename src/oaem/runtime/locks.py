@@ -30,13 +30,15 @@ def try_lock(file: int) -> bool:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, part: str = "") -> Iterator[None]:
     """Hold `folder` for this process; wait while another one has it, such as a job that outlived its Snakemake.
+
+    part: what of the folder to hold, by any name, where others may work on the rest of it at the same time.
 
     Where the file system has no locks the body runs without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as lock:
+    with (folder / (f"{LOCK}-{part}" if part else LOCK)).open("a+", encoding="utf-8") as lock:
         try:
             if not try_lock(lock.fileno()):
                 lock.seek(0)

@@ -25,6 +25,7 @@ SOURCE = Path(__file__).resolve().parents[1]
 STAGES: Mapping[str, tuple[str, ...]] = {
     "model": ("models.source",),
     "tokens": ("corpora.tokens",),
+    "stream": ("calibration.stream",),
     "quantization": ("calibration.sequential",),
     "pv": ("pv.job",),
     "perplexity": ("evaluation.domains", "evaluation.stages"),
