@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def code(stage: str) -> str:
 
 def plugin(run: str) -> str | None:
     """The package and version that a run's initialisation comes from; None for a built-in one."""
-    return plugin_version("oaem.initialisations", Run.parse(run).init)
+    return _origin(Run.parse(run).init)
+
+
+@cache  # asked for every job of a grid, and each time all installed packages would be read
+def _origin(init: str) -> str | None:
+    return plugin_version("oaem.initialisations", init)
 
 
 def gpus(config: Config) -> int:
