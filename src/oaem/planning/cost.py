@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 from oaem.config.grid import Run
@@ -81,6 +81,18 @@ def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) 
     return {phase: reference.seconds[phase] * factor for phase, factor in scale.items()}
 
 
+def stream_seconds(config: Config, model: str, reference: Reference) -> float:
+    """Estimated seconds of a model's calibration stream: one pass over each of its blocks.
+
+    The reference's `forward` holds one, and with block tuning one more for every sequential group.
+    """
+    shape, text = _shape(config, model), config.quantization.calibration
+    weights = sum(map(prod, linears(shape))) / sum(map(prod, linears(reference.shape)))
+    tokens = text.window * (text.windows or 1) / reference.tokens
+    passes = 5 if reference.tuning_steps else 1
+    return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
+
+
 def _products(shape: Shape) -> int:
     return sum(out * width * width for out, width in linears(shape))
 
@@ -89,6 +101,7 @@ def plan(config: Config, gpu: str) -> str:
     """The plan as a text; `gpu` is a key of GPUS."""
     reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
     hours: dict[str, float] = {}
+    chains = [0.0]
     lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
     for run in config.runs():
         shape, blocks = _shape(config, run.model), layout.block_count(config, run.model)
@@ -97,7 +110,14 @@ def plan(config: Config, gpu: str) -> str:
         for phase, each in seconds.items():
             hours[phase] = hours.get(phase, 0.0) + each * (blocks - done) / speed / 3600
         left = sum(seconds.values()) * (blocks - done) / speed / 3600
+        jobs = ceil((blocks - done) / _blocks_a_job(config, blocks)) if layout.on_original_inputs(config) else 1
+        chains.append(left / max(1, jobs))
         lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
+    streams = _streams_left(config)
+    if streams:
+        each = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
+        hours["calibration stream"] = sum(each)
+        chains = [max(each) + max(chains)]
     files = layout.metric_files(config)
     measured = sum(Path(path).exists() for path in files)
     total = sum(hours.values())
@@ -108,10 +128,12 @@ def plan(config: Config, gpu: str) -> str:
         *lines,
         "",
         f"Quantisation left: {total:.1f} device hours ({by_phase}).",
+        f"With a device for every job that can run, {max(chains):.2f} hours: the longest chain of jobs, on "
+        f"{config.quantization.inputs} inputs.",
         "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
         if gpu != "cpu" else "PV-tuning and evaluation about double it.",
         f"Measurements: {measured} of {len(files)} files are there.",
-        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and the activations between two blocks.",
+        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
         f"Device memory: {_memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
     ])  # fmt: skip
 
@@ -135,8 +157,37 @@ def _disk(config: Config) -> float:
         hidden = _shape(config, run.model)[0]
         states = 4 if layout.tunes(config) else 1
         total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
-        total += 2 * hidden * text.window * (text.windows or 1) * 2
-    return total
+        if not layout.on_original_inputs(config):
+            total += 2 * hidden * text.window * (text.windows or 1) * 2
+    return total + sum(_stream_bytes(config, model) for model, _ in _streams(config))
+
+
+def _streams(config: Config) -> list[tuple[str, int]]:
+    """The model and seed of each calibration stream; none on sequential inputs."""
+    if not layout.on_original_inputs(config):
+        return []
+    return list(dict.fromkeys((run.model, run.seed) for run in config.runs()))
+
+
+def _streams_left(config: Config) -> list[tuple[str, int]]:
+    return [stream for stream in _streams(config) if not Path(layout.stream(*stream)).exists()]
+
+
+def _stream_bytes(config: Config, model: str) -> float:
+    """Every block's inputs in two bytes a number."""
+    text = config.quantization.calibration
+    return 2.0 * _shape(config, model)[0] * text.window * (text.windows or 1) * layout.block_count(config, model)
+
+
+def _stream_disk(config: Config) -> str:
+    """What the plan says of the disk that calibration streams take, which is the larger part of it."""
+    total = sum(_stream_bytes(config, model) for model, _ in _streams(config))
+    return f", {total / 1e9:.0f} GB of it for calibration streams" if total else ""
+
+
+def _blocks_a_job(config: Config, blocks: int) -> int:
+    size = config.quantization.blocks_per_job
+    return blocks if size == "all" else size
 
 
 def _memory(config: Config) -> float:
