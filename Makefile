@@ -9,6 +9,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: demo test quick test-gpu check format lock clean help
 
 demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figures and the report
+	@$(BIN)/python benchmarks/how_long.py $(CORES)
 	$(BIN)/snakemake --cores $(CORES)
 	@cat results/summary.txt
 

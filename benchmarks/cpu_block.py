@@ -1,4 +1,4 @@
-"""CPU seconds of one block of the embedded model by phase, on one thread, with the settings of the embedded grid.
+"""CPU seconds of one block of the embedded model by phase, on one thread, with the settings of the ten-run grid.
 
     python benchmarks/cpu_block.py --results results --output benchmarks/out/cpu_block.json
 
@@ -27,14 +27,15 @@ from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.corpora.tokens import read_tokens
+from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments
-from oaem.models.cpu_attention import use_cpu_attention
 from oaem.models.families import family_of
 from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.runtime.atomic import write_json
 from oaem.runtime.provenance import collect
 
 MODEL, BLOCK, REPETITIONS = "smollm2-135m", 5, 3
+GRID = Path("config/embedded-ten-runs.yaml")
 
 
 class ProcessorClock:
@@ -66,7 +67,7 @@ def measure(results: Path, init: str, beam_width: int, settings: dict[str, Any])
     for _ in range(REPETITIONS + 1):
         clock = ProcessorClock()
         block = load_block(folder, BLOCK, job.dtype, "cpu")
-        use_cpu_attention(block)
+        use_fast_attention(block)
         arguments = block_arguments(folder, BLOCK, hidden.shape[1], job.dtype, "cpu")
         walk = BlockWalk(block, hidden, arguments, job.family.sequential_groups, tuned=False)
         quantize_block(job, walk, BLOCK, clock)  # type: ignore[arg-type]
@@ -83,7 +84,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    settings = yaml.safe_load(Path("config/config.yaml").read_text(encoding="utf-8"))["quantization"]
+    settings = yaml.safe_load(GRID.read_text(encoding="utf-8"))["quantization"]
     found: dict[str, Any] = {"provenance": collect("cpu"), "processor_seconds_of_a_block": {}}
     for init, beam_width in (("oaem", 1), ("oaem", 2), ("oaem", 4), ("greedy", 4)):
         seconds = measure(options.results, init, beam_width, settings)

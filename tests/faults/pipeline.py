@@ -191,6 +191,12 @@ class Pipeline:
         output = {"metrics": layout.metric(subject, stage, "perplexity")}
         return Arguments("perplexity", inputs, output, "logs/ppl.log", params, {"subject": subject, "stage": stage})
 
+    def export(self, stage: str) -> Arguments:
+        params = {"card": planning.card_parameters(self.config, RUN)}
+        inputs = {**self._model, "metrics": planning.card_metrics(self.config, RUN)}
+        output = {"manifest": f"results/{RUN}/export/{stage}.json"}
+        return Arguments("export", inputs, output, "logs/export.log", params, {"run": RUN, "stage": stage})
+
     @property
     def _model(self) -> dict[str, str]:
         return {"model": layout.model_manifest("tiny")}

@@ -16,7 +16,7 @@ from oaem.pv.student import Student
 from oaem.quantization.block_tuning import tune_block
 from oaem.runtime.seeds import generator
 from tests.conftest import FAMILIES, HIDDEN, VOCABULARY
-from tests.unit.pv.test_families import loss, quantised_blocks, whole_state
+from tests.unit.pv.test_student_families import loss, quantised_blocks, whole_state
 
 pytestmark = [
     pytest.mark.gpu,

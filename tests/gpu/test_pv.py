@@ -12,11 +12,11 @@ from oaem.pv import outcomes, student
 from oaem.pv.kernels.cuda import compiled
 from oaem.pv.kernels.cuda.attention import attention, attention_gradients
 from oaem.pv.kernels.cuda.embeddings import StudentEmbedding
-from oaem.pv.kernels.cuda.products import add_product
 from oaem.pv.lamb import Lamb, lamb_step, lamb_step_reference
 from oaem.pv.loss import backward_kl, kl_divergence_reference
 from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
+from oaem.pv.products import add_product
 from oaem.pv.straight_through import reencode, reencode_reference
 from oaem.pv.student import Student
 from oaem.pv.trainer import PVJob, tune

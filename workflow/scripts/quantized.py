@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from oaem.calibration.artefacts import check_blocks
-from oaem.calibration.metrics import quantization_metrics
 from oaem.config.grid import Run
 from oaem.evaluation.metrics import write_metrics
+from oaem.evaluation.quantization import quantization_metrics
 from oaem.runtime.atomic import read_json, write_json
 from oaem.runtime.jobs import run_job
 from oaem.runtime.temporary import sweep

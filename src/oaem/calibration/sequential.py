@@ -38,6 +38,7 @@ from oaem.models.families import Family, family_of
 from oaem.models.load import block_count, embed_tokens, linear_shapes, load_config
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
+from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.quantization.layer import LayerResult, quantize_layer
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
@@ -92,7 +93,7 @@ def prepare(
     if stream is not None:
         stream.require_dtype(dtype, device)
         inputs["stream"] = stream.identity
-    init = plugin_version("oaem.initialisations", run.init)
+    init = plugin_version(ENTRY_POINTS, run.init)
     facts = {"run": run.path, "settings": dict(settings), "code": code, "init": init, **inputs}
     facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
     return SequentialJob(

@@ -216,6 +216,14 @@ class GridEntry(Settings):
     )
     search: tuple[SearchBudget, ...] = Field(min_length=1)
     seeds: tuple[Count, ...] = Field((42,), min_length=1)
+    downstream: bool = Field(True, description="Zero-shot tasks on these runs, where evaluation.downstream has any.")
+
+    def has(self, run: Run, geometries: Mapping[str, GeometrySpec]) -> bool:
+        """Whether `run` is one of this entry's."""
+        search = SearchBudget(beam_width=run.beam_width, max_epochs=run.max_epochs)
+        rates = [geometries[bpp].geometry for bpp in self.bpp]
+        named = run.model == self.model and run.init in self.init and run.seed in self.seeds
+        return named and search in self.search and run.geometry in rates
 
 
 class GeometrySpec(Settings):
@@ -273,6 +281,11 @@ class Config(Settings):
         if sum(_size(entry) for entry in self.grid) > MAX_GRID:
             raise ValueError(f"grid: more than {MAX_GRID} runs; split it into several configurations")
         return self
+
+    def has_tasks(self, run: Run) -> bool:
+        """Whether zero-shot tasks are measured on `run`."""
+        entries = (entry for entry in self.grid if entry.downstream)
+        return bool(self.evaluation.downstream.tasks) and any(entry.has(run, self.geometries) for entry in entries)
 
     def runs(self) -> list[Run]:
         """Every run of the grid once, in the order of the configuration."""

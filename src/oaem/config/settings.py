@@ -73,6 +73,3 @@ class LayerSettings(Settings):
     kmeans: KMeansSettings = KMeansSettings()
     oaem: OaemSettings = OaemSettings()
     codebooks: CodebookSettings = CodebookSettings()
-
-
-BUILTIN_INITIALISATIONS = ("greedy", "oaem", "oaem_exact")

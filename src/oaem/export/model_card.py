@@ -9,13 +9,9 @@ from typing import Any
 import yaml
 
 from oaem.config.grid import Run
+from oaem.quantization.initialisations import label_of
 
 _STAGES = {"fp16": "Unquantised", "pre_pv": "Quantised", "post_pv": "Quantised and PV-tuned"}
-_INITS = {
-    "greedy": "greedy residual k-means",
-    "oaem": "OA-EM, output-aware expectation-maximisation",
-    "oaem_exact": "OA-EM with the exact M-step",
-}
 # What aqlm's kernels for short inputs on a GPU can index.
 _POWERS_OF_TWO = tuple(2**power for power in range(17))
 
@@ -45,7 +41,7 @@ def render(card: CardData, true_bits: float) -> str:
         _front_matter(card),
         f"# {card.label}, {geometry.bits_per_parameter:.4g} bits per parameter\n",
         f"{card.label} with its transformer linears quantised by AQLM (additive quantisation); the codebooks started "
-        f"from {_INITS.get(card.run.init, card.run.init)}.",
+        f"from {label_of(card.run.init)}.",
         _table(("Setting", "Value"), [*_run_settings(card, true_bits), *card.settings.items()]),
         *_results(card),
         _usage(card),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from oaem.runtime.processor import processor
+from oaem.runtime.provenance import FACTS_OF_A_CPU
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ def product_library() -> str:
     if fault:
         log.debug("float32 products go through PyTorch's own: oneDNN's operator %s", fault)
     return "torch" if fault else "onednn"
+
+
+FACTS_OF_A_CPU["products"] = product_library
 
 
 def product_onednn(left: Tensor, right: Tensor) -> Tensor:

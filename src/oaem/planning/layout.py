@@ -119,18 +119,19 @@ def tunes(config: Config) -> bool:
 
 def metric_files(config: Config) -> list[str]:
     """Every measurement of the grid, each once."""
+    tasks = bool(config.evaluation.downstream.tasks)
     files: dict[str, None] = {}
     for model in dict.fromkeys(run.model for run in config.runs()):
-        files |= dict.fromkeys(metric(f"models/{model}", "fp16", kind) for kind in _kinds(config, "fp16"))
+        files |= dict.fromkeys(metric(f"models/{model}", "fp16", kind) for kind in _kinds(config, "fp16", tasks))
     for run in config.runs():
+        tasks = config.has_tasks(run)
         files[metric(run.path, "quantization", "time")] = None
-        files |= dict.fromkeys(metric(run.path, "pre_pv", kind) for kind in _kinds(config, "pre_pv"))
+        files |= dict.fromkeys(metric(run.path, "pre_pv", kind) for kind in _kinds(config, "pre_pv", tasks))
         if tunes(config):
             files[metric(run.path, "pv_tuning", "time")] = None
-            files |= dict.fromkeys(metric(run.path, "post_pv", kind) for kind in _kinds(config, "post_pv"))
+            files |= dict.fromkeys(metric(run.path, "post_pv", kind) for kind in _kinds(config, "post_pv", tasks))
     return list(files)
 
 
-def _kinds(config: Config, stage: str) -> list[str]:
-    downstream = config.evaluation.downstream
-    return ["perplexity", *(["downstream"] if downstream.tasks and stage in downstream.stages else [])]
+def _kinds(config: Config, stage: str, tasks: bool) -> list[str]:
+    return ["perplexity", *(["downstream"] if tasks and stage in config.evaluation.downstream.stages else [])]

@@ -18,6 +18,7 @@ from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.planning import layout
 from oaem.presentation.tables.needs import needs
+from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
@@ -64,7 +65,7 @@ def plugin(run: str) -> str | None:
 
 @cache  # asked for every job of a grid, and each time all installed packages would be read
 def _origin(init: str) -> str | None:
-    return plugin_version("oaem.initialisations", init)
+    return plugin_version(ENTRY_POINTS, init)
 
 
 def gpus(config: Config) -> int:

@@ -15,7 +15,7 @@ from oaem.errors import UserError
 from oaem.models.attention import use_fast_attention
 from oaem.models.load import load_model
 from oaem.pv.blocks import blocks_of, prepare_blocks, prepare_embeddings
-from oaem.pv.kernels.cuda.products import summing_linear
+from oaem.pv.products import summing_linear
 from oaem.quantization.weight import AdditiveWeight, dequantize
 
 

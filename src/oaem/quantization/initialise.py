@@ -1,10 +1,9 @@
-"""Initialisations of a layer's codebooks and codes by name; more come from plug-ins (sections 3.3 and 3.4)."""
+"""A layer's first codebooks and codes: one codebook after the other, each fitted to the rest (sections 3.3 and 3.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import entry_points
 from typing import Protocol
 
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor
 
 from oaem.config.geometry import Geometry
 from oaem.config.settings import LayerSettings
-from oaem.errors import UserError
+from oaem.quantization.initialisations import refinement
 from oaem.quantization.kmeans import kmeans
-from oaem.quantization.oaem import hessian_blocks, oaem_refine
+from oaem.quantization.oaem import hessian_blocks
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, row_scales_of
 from oaem.runtime.seeds import generator
-
-ENTRY_POINTS = "oaem.initialisations"
 
 # What an initialisation does to one codebook between its k-means and the residual of the next codebook:
 # (vectors [in/g, out, g], damped hessian blocks [in/g, g, g], centroids [K, g], codes int32 [in/g, out], settings)
@@ -33,46 +30,11 @@ class Clock(Protocol):
         """A context whose duration counts as `name`."""
 
 
-def _greedy(
+def greedy(
     vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
 ) -> tuple[Tensor, Tensor]:
+    """The codebook as k-means left it."""
     return centroids, codes
-
-
-def _oaem(
-    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
-) -> tuple[Tensor, Tensor]:
-    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=False)
-
-
-def _oaem_exact(
-    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
-) -> tuple[Tensor, Tensor]:
-    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=True)
-
-
-BUILT_IN: dict[str, Refine] = {"greedy": _greedy, "oaem": _oaem, "oaem_exact": _oaem_exact}
-
-
-def known_initialisations() -> list[str]:
-    """Names that `initialise` understands: the built-in ones and those of installed plug-ins."""
-    return sorted({*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))})
-
-
-def refinement(name: str) -> Refine:
-    """The refinement called `name`; UserError if there is none, or if a plug-in cannot be loaded."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        try:
-            loaded: Refine = point.load()
-        except Exception as error:
-            raise UserError(f"initialisation {name!r}: the plug-in {point.value} cannot be loaded: {error}") from error
-        return loaded
-    raise UserError(
-        f"initialisation {name!r} is unknown; known are {', '.join(known_initialisations())}. More come from packages "
-        f"with an entry point in the group {ENTRY_POINTS!r}."
-    )
 
 
 @torch.no_grad()
@@ -89,7 +51,7 @@ def initialise(
 
     Codebook m is fitted to what codebooks 1..m-1 left over. UserError if `name` is unknown.
     """
-    refine = refinement(name)
+    refine: Refine = refinement(name)
     row_scales = row_scales_of(weight)
     residual = normalised_groups(weight, row_scales, geometry.group_size).transpose(0, 1).contiguous()
     blocks = hessian_blocks(hessian, geometry.group_size, settings.oaem.damping)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from oaem.config.settings import OaemSettings
+from oaem.config.settings import LayerSettings, OaemSettings
 from oaem.quantization.clusters import best_entries
 from oaem.quantization.m_step import adam_m_step, exact_m_step, statistics
 
@@ -22,6 +22,20 @@ def hessian_blocks(hessian: Tensor, group_size: int, damping: float) -> Tensor:
     mean = blocks.diagonal(dim1=1, dim2=2).mean()
     added = torch.where(mean > 0, damping * mean, torch.ones_like(mean))
     return blocks + added * torch.eye(group_size, dtype=hessian.dtype, device=hessian.device)
+
+
+def oaem(
+    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+) -> tuple[Tensor, Tensor]:
+    """The paper's refinement: M-steps by Adam."""
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=False)
+
+
+def oaem_exact(
+    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+) -> tuple[Tensor, Tensor]:
+    """The same with M-steps solved exactly; not in the paper."""
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=True)
 
 
 @torch.no_grad()

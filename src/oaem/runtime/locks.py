@@ -10,7 +10,7 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -38,15 +38,19 @@ def alone_in(folder: Path, part: str = "") -> Iterator[None]:
     Where the file system has no locks the body runs without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / (f"{LOCK}-{part}" if part else LOCK)).open("a+", encoding="utf-8") as lock:
+    path = folder / (f"{LOCK}-{part}" if part else LOCK)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            if not try_lock(lock.fileno()):
-                lock.seek(0)
-                log.info("%s: %s is at work here; waiting for it to end", folder, lock.read() or "another process")
+            if not try_lock(lock):
+                holder = os.pread(lock, 300, 0).decode() or "another process"
+                log.info("%s: %s is at work here; waiting for it to end", folder, holder)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             log.debug("%s: the file system has no locks", folder)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        lock.flush()
+        with suppress(OSError):  # who holds it is a courtesy, for which a full disk may have no room
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
         yield
+    finally:
+        os.close(lock)

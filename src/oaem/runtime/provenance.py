@@ -8,8 +8,7 @@ import json
 import platform
 import re
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -20,6 +19,9 @@ from oaem.runtime.processor import processor
 
 PACKAGES = ("torch", "transformers", "safetensors", "numba", "triton", "datasets", "lm-eval", "snakemake", "oaem")
 SOURCE = Path(__file__).resolve().parents[1]
+
+# What decides bits on a CPU beside its kind: by name, what asks the module that knows, which puts it here.
+FACTS_OF_A_CPU: dict[str, Callable[[], str]] = {}
 
 # Where the code of each stage begins. What its numbers depend on is all that these modules import, and so on.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -139,15 +141,10 @@ def collect(
 
 
 def _processor_facts(device: str) -> dict[str, str]:
-    """What a job on the CPU ran on, and which library made its float32 products, if it has loaded PyTorch at all."""
+    """What a job on the CPU ran on, and what the modules it has loaded say of themselves."""
     if device != "cpu":
         return {}
-    facts = {"processor": processor().kind}
-    if "torch" in sys.modules:
-        from oaem.numerics.onednn import product_library
-
-        facts["products"] = product_library()
-    return facts
+    return {"processor": processor().kind} | {name: fact() for name, fact in FACTS_OF_A_CPU.items()}
 
 
 @cache

@@ -24,6 +24,7 @@ from oaem.models.load import embed_tokens, load_block, load_config
 from oaem.quantization.hessian import HessianAccumulator
 from oaem.quantization.weight import AdditiveWeight, row_scales_of
 from oaem.runtime.seeds import generator
+from tests.conftest import FAMILIES
 
 Groups = tuple[tuple[str, ...], ...]
 Seen = tuple[list[dict[str, Tensor]], list[Tensor | None], Tensor]
@@ -109,14 +110,14 @@ def _two_sequences_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observation, "batch_size", lambda hidden: 2)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["oaem", "sdpa", "eager"])
 def test_same_bits(tiny_model: Callable[[str, bool], Path], family: str, dtype: torch.dtype, attention: str) -> None:
     assert_same_bits(*Case(tiny_model(family, True), dtype, attention).both())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_with_tuning_each_observation_runs_the_whole_block(
     tiny_model: Callable[[str, bool], Path], family: str
 ) -> None:

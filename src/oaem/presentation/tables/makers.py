@@ -50,6 +50,8 @@ def task(view: View, slot: Slot, init: str, stage: str, name: str, metric: str) 
         return Cell(absent=f"no task {name}")
     if stage not in downstream.stages:
         return Cell(absent=f"no downstream tasks at {stage}")
+    if not any(view.config.has_tasks(run) for run in view.seeded(slot, init)):
+        return Cell(absent="no downstream tasks on these runs")
     return measured(view, slot, init, stage, "downstream", name, metric)
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from oaem.pv.kernels.cuda.products import add_product
+from oaem.pv.products import add_product
 
 TILE = 2048  # logits at a time
 # `loss.kl_divergence` holds three float32 tensors of a chunk beside the two of logits; here are the logits alone.

@@ -1,4 +1,4 @@
-"""What a block of each family computes while it is tuned on a CUDA device; needs neither the device nor Triton."""
+"""What a block of each family computes while it is tuned on a CUDA device; nothing here is quantised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+pytest.importorskip("tests.unit.interpreter")
 
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.load import load_block

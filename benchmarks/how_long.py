@@ -1,6 +1,6 @@
 """How long `make demo` will take on this machine, judged by a second of the kinds of work that it does.
 
-    python -m oaem.planning.speed [cores]
+python benchmarks/how_long.py [cores]
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def sentence(cores: int, factor: float, left: float) -> str:
     done = "" if left == 1 else f" for the {left:.0%} of the measurements that are left"
     return (
         f"{device_name('cpu')}, {cores} core{'s' if cores > 1 else ''}: the default grid will take about "
-        f"{max(1, round(minutes))} minutes here{done} (a second's measurement; {factor:.1f} times the time of an AMD EPYC)."
+        f"{max(1, round(minutes))} minutes here{done} (measured just now: {factor:.1f} times an AMD EPYC's)."
     )
 
 
