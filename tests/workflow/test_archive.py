@@ -39,7 +39,7 @@ def test_the_stored_run_of_the_embedded_grid_fills_its_tables(tmp_path: Path) ->
     """All but Tables 12 to 15, which are about a second and a third model."""
     stored = sorted((ROOT / "archive").glob("embedded-*"))[-1]
     names = [f"results/tables/table{number}.csv" for number in range(1, 17)]
-    code, output = rebuild(tmp_path, *names, "--config", f"from_archive={stored}", config="config.yaml")
+    code, output = rebuild(tmp_path, *names, "--config", f"from_archive={stored}", config="embedded-ten-runs.yaml")
     assert code == 0, output
     filled = [name for name in names if pd.read_csv(tmp_path / name)["missing"].isna().all()]
     assert filled == [f"results/tables/table{number}.csv" for number in (*range(1, 12), 16)]

@@ -16,11 +16,13 @@ from oaem.runtime.atomic import write_text
 
 INTRODUCTION = """# Configuration
 
-A configuration names models, corpora, geometries and token sets once, and a grid over them. Two are here:
+A configuration names models, corpora, geometries and token sets once, and a grid over them. Here are:
 
 | file | what it is |
 | --- | --- |
 | `config.yaml` | the default: a real 135M-parameter model and real text from Python packages, for any laptop |
+| `embedded-ten-runs.yaml` | the same model and text, four search points, tasks on every run: 20 minutes on two cores |
+| `evidence.yaml` | the same model with the paper's geometry, budgets and three seeds, for one GPU |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 
 Use another with `snakemake --configfile my.yaml`. A file that has a `grid` of its own replaces the default; one

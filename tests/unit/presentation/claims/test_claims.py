@@ -153,7 +153,7 @@ def test_statements_that_translate_are_decided_on_another_grid() -> None:
 
 
 def test_a_size_is_judged_only_by_a_grid_with_the_papers_budgets() -> None:
-    small = load("config.yaml")
+    small = load("embedded-ten-runs.yaml")
     full = small.model_copy(
         update={"quantization": configuration.Quantization(calibration=small.quantization.calibration)}
     )
@@ -169,7 +169,7 @@ def test_a_size_is_judged_only_by_a_grid_with_the_papers_budgets() -> None:
 
 
 def test_a_verdict_follows_the_numbers() -> None:
-    config = load("config.yaml")
+    config = load("embedded-ten-runs.yaml")
     metrics = invented(config)
     before = claims.build(metrics, config, PAPER).set_index("id").loc["pre-pv-every-budget"]
     one = (metrics["init"] == "oaem") & (metrics["dataset"] == "boolq") & (metrics["beam_width"] == 1)
