@@ -6,7 +6,7 @@ by the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
@@ -115,9 +115,9 @@ def plan(config: Config, gpu: str) -> str:
         lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
     streams = _streams_left(config)
     if streams:
-        each = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
-        hours["calibration stream"] = sum(each)
-        chains = [max(each) + max(chains)]
+        making = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
+        hours["calibration stream"] = sum(making)
+        chains = [max(making) + max(chains)]
     files = layout.metric_files(config)
     measured = sum(Path(path).exists() for path in files)
     total = sum(hours.values())
@@ -164,13 +164,17 @@ def _disk(config: Config) -> float:
 
 def _streams(config: Config) -> list[tuple[str, int]]:
     """The model and seed of each calibration stream; none on sequential inputs."""
-    if not layout.on_original_inputs(config):
-        return []
-    return list(dict.fromkeys((run.model, run.seed) for run in config.runs()))
+    return _streams_of(config.runs()) if layout.on_original_inputs(config) else []
 
 
 def _streams_left(config: Config) -> list[tuple[str, int]]:
-    return [stream for stream in _streams(config) if not Path(layout.stream(*stream)).exists()]
+    """Those that are still to be made: a stream may be removed when all its runs are quantised."""
+    waiting = _streams_of(run for run in config.runs() if not Path(layout.quantized(run.path)).exists())
+    return [each for each in _streams(config) if each in waiting and not Path(layout.stream(*each)).exists()]
+
+
+def _streams_of(runs: Iterable[Run]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((run.model, run.seed) for run in runs))
 
 
 def _stream_bytes(config: Config, model: str) -> float:
