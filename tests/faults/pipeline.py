@@ -59,11 +59,15 @@ class Job:
         return self.process.exitcode is None
 
     def wait_for_work(self) -> None:
-        """Wait until the job has its device and begins to compute, which it logs."""
+        """Wait until the job has its device and begins to compute, which it logs after its own begin."""
         deadline = time.monotonic() + SECONDS
-        while self.running and _size(self.log) == self.logged:
+        while self.running and self.new_lines() < 2:
             assert time.monotonic() < deadline, "the job does not begin"
             time.sleep(0.001)
+
+    def new_lines(self) -> int:
+        """How many lines the log has got since this job was started."""
+        return self.log.read_bytes()[self.logged :].count(b"\n") if self.log.exists() else 0
 
     def kill(self) -> bool:
         """kill -9; whether it hit the job alive."""

@@ -20,7 +20,7 @@ RANGE = f"{RUN}/blocks/range-0000-0003.json"
 # The profile as it is; only its patience is meant for jobs of hours.
 SUBMIT = ["--profile", "slurm", "--cores", "8", "--slurm-init-seconds-before-status-checks", "1"]
 SUBMIT += ["--seconds-between-status-checks", "1"]
-LIMIT_SECONDS = 400
+LIMIT_SECONDS = 1200
 
 
 @pytest.fixture(scope="session")

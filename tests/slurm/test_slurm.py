@@ -39,7 +39,7 @@ def wait_for_first_block(workflow: Workflow, submission: Submission) -> str:
         assert submission.process.poll() is None, submission.process.communicate()[0]
         return bool(blocks_done(workflow))
 
-    wait_until(there, 120, "no block is done")
+    wait_until(there, 300, "no block is done")
     return submission.jobs("quantize_blocks")[-1]["JobId"]
 
 
@@ -96,7 +96,7 @@ def test_gpu_jobs_wait_for_a_gpu_and_a_failing_one_is_reported_with_its_log(
     ).stdout.strip()
     try:
         with submit(unquantised, "--retries", "0", RANGE) as submission:
-            wait_until(lambda: bool(submission.jobs("quantize_blocks")), 120, "no GPU job is submitted")
+            wait_until(lambda: bool(submission.jobs("quantize_blocks")), 300, "no GPU job is submitted")
 
             def reason() -> str:
                 (job,) = submission.jobs("quantize_blocks")
