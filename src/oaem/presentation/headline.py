@@ -9,7 +9,7 @@ from oaem.config.geometry import Geometry
 from oaem.config.schema import Config
 from oaem.presentation.tables.build import Measurements, Table, Value, fill
 from oaem.presentation.tables.cells import Number
-from oaem.presentation.view import search_label
+from oaem.presentation.view import View, search_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,6 +79,8 @@ def summary(metrics: pd.DataFrame, config: Config, results: str = "results") -> 
         lines += ["", f"OA-EM has the lower perplexity in {better} of {len(known)} comparisons{means}."]
     else:
         lines += ["", "No pair of greedy and OA-EM runs has a perplexity yet."]
+    notes = [f"{note}." for note in View(config).notes()]
+    lines += ["", *notes] if notes else []
     lines += ["", f"Tables:  {results}/tables", f"Figures: {results}/figures", f"Report:  {results}/report.html"]
     return "\n".join(lines) + "\n"
 

@@ -50,6 +50,7 @@ def render(
         title=config.title,
         style=Markup((files("oaem.presentation") / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
         is_paper=View(config).is_paper,
+        notes=View(config).notes(),
         verdicts=VERDICTS,
         runs=len(config.runs()),
         measured=len(metrics),
@@ -111,7 +112,7 @@ def _table(table: Table) -> dict[str, Any]:
     name = table.layout.name
     return {
         "name": name,
-        "heading": captions.heading(name),
+        "heading": captions.heading(name, table.layout.model),
         "subject": table.layout.subject,
         "text": captions.text(name),
         "labels": markdown.header(table)[: len(table.layout.labels)],

@@ -84,13 +84,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """A table without numbers."""
+    """A table without numbers; `model` is what its caption calls the model that stands in the paper's place."""
 
     name: str
     subject: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    model: str = ""
 
 
 def derive(function: Callable[..., float], *cells: Cell) -> Cell:

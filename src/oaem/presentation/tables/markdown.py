@@ -23,14 +23,15 @@ HEADERS = {"init": "Init", "beam": "b", "epochs": "e", "model": "Model", "rate":
 def render(name: str, metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> str:
     """A table as Markdown: heading, what it is about, what it shows, its cells, and what is missing and why."""
     table = fill(name, Measurements(metrics), config, paper_dir)
-    beside_paper = View(config).is_paper
-    parts = [f"# {captions.heading(name)}"]
+    view = View(config)
+    parts = [f"# {captions.heading(name, table.layout.model)}"]
     if table.layout.subject:
         parts.append(f"{table.layout.subject}.")
-    parts += [captions.text(name), LEGEND if beside_paper else LEGEND_ALONE]
+    parts += [captions.text(name), LEGEND if view.is_paper else LEGEND_ALONE]
     parts.append(grid(header(table), body(table)))
     gaps = missing(table)
     parts.append("Missing:\n\n" + "\n".join(f"- {line}" for line in gaps) if gaps else "Nothing is missing.")
+    parts += [f"{note}." for note in view.notes()]
     return "\n\n".join(parts) + "\n"
 
 

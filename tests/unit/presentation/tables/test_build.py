@@ -69,8 +69,9 @@ def test_every_table_builds_with_all_some_and_no_metrics(name: str, grid: str) -
     for metrics in (everything, everything.sample(frac=0.4, random_state=0), EMPTY):
         built = build(name, metrics, config, PAPER)
         text = markdown.render(name, metrics, config, PAPER)
-        assert text.startswith(f"# {captions.heading(name)}\n")
-        assert len(built) == len(fill(name, Measurements(metrics), config, PAPER).values)
+        table = fill(name, Measurements(metrics), config, PAPER)
+        assert text.startswith(f"# {captions.heading(name, table.layout.model)}\n")
+        assert len(built) == len(table.values)
 
 
 def test_embedded_grid_uses_its_own_domains_and_points() -> None:
