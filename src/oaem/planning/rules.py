@@ -17,13 +17,16 @@ from oaem.config.grid import Run
 from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.planning import layout
+from oaem.presentation import captions
+from oaem.presentation.tables.layouts import layout as layout_of
 from oaem.presentation.tables.needs import needs
+from oaem.presentation.view import View
 from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
 TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
-FIGURE_NAMES = ["frontier", "gap", "beam", "domains", "severity_rho"]
+FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
 
 # Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
 # paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.
@@ -135,7 +138,7 @@ def pv_tokens(config: Config, run: str) -> list[str]:
 
 def model_parameters(config: Config, model: str) -> str:
     """What a model's files depend on, as JSON: not what tables call it, nor what is expected of it."""
-    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance"}
+    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance", "note", "shape"}
     return _json({**config.models[model].model_dump(mode="json", exclude=shown), "label": model})
 
 
@@ -195,6 +198,8 @@ def card_parameters(config: Config, run: str) -> str:
         "OA-EM": f"{config.quantization.oaem.rounds} rounds of {config.quantization.oaem.steps} steps",
         "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group",
     }
+    if model.remark:
+        settings = {"Weights of the base model": model.remark, **settings}
     if config.pv is not None:
         settings["PV-tuning"] = f"{config.pv.epochs} epochs, batch {config.pv.batch_size}, LAMB {config.pv.lr:g}"
     return _json({"label": model.label, "base": model.repo or model.path or model.label, "settings": settings})
@@ -225,6 +230,12 @@ def _metric_file(target: Run | str, stage: str, kind: str) -> str:
 def paper_files(folder: Path) -> list[str]:
     """What the paper reports, file by file."""
     return sorted(str(path) for path in folder.rglob("*") if path.suffix in (".csv", ".yaml"))
+
+
+def caption(config: Config, name: str) -> str:
+    """The caption of a table, a figure or a page in Snakemake's report."""
+    model = layout_of(name, config).model if name in TABLE_NAMES else ""
+    return captions.rst(name, model, View(config).notes())
 
 
 def presentation_parameters(config: Config) -> str:

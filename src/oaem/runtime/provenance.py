@@ -35,6 +35,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 # Rooms and modules on which no number depends: settings travel as values, the rest moves bytes about.
 PLUMBING = (
+    "config.licences",
+    "config.model_source",
     "config.schema",
     "config.settings",
     "config.grid",

@@ -9,7 +9,7 @@ import yaml
 
 from oaem.config.grid import Run
 from oaem.config.schema import Config, load, parse
-from oaem.planning import cost, layout
+from oaem.planning import cost, layout, shapes
 from oaem.planning.rules import ranges
 
 
@@ -17,7 +17,7 @@ def test_the_reference_gives_back_its_own_seconds() -> None:
     config = load("config/paper.yaml")
     run = next(run for run in config.runs() if run.beam_width == 16)
     assert run.model == "llama-3.2-3b"
-    seconds = cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)
+    seconds = cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)
     assert seconds == pytest.approx(dict(cost.H100.seconds), rel=1e-9)
 
 
@@ -25,7 +25,7 @@ def test_beam_search_grows_with_width_and_codebooks() -> None:
     config = load("config/paper.yaml")
 
     def search(run: Run) -> float:
-        return cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)["beam_search"]
+        return cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)["beam_search"]
 
     by = {(run.geometry.num_codebooks, run.beam_width, run.max_epochs): search(run) for run in config.runs()}
     assert by[2, 16, 100] == pytest.approx(2 * by[2, 8, 100])
@@ -33,7 +33,9 @@ def test_beam_search_grows_with_width_and_codebooks() -> None:
     assert by[2, 8, 5] == pytest.approx(5 / 7 * by[2, 8, 100])
 
 
-@pytest.mark.parametrize(("name", "gpu"), [("paper", "h100"), ("paper", "a100"), ("config", "cpu")])
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("paper", "h100"), ("paper", "a100"), ("config", "cpu"), ("three-models", "h100")]
+)
 def test_the_plan_names_every_run_and_what_is_done(
     name: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +75,7 @@ def test_on_original_inputs_the_longest_chain_is_a_stream_and_one_job(
     # The largest stream: 32 blocks of the 8B shape; the longest job: the 3B model at b=16, or the 8B one at b=8.
     stream = max(cost.stream_seconds(configs[1], model, cost.H100) for model in configs[1].models)
     block = max(
-        sum(cost.block_seconds(configs[1], run, cost._shape(configs[1], run.model), cost.H100).values())
+        sum(cost.block_seconds(configs[1], run, shapes.planned(configs[1], run.model), cost.H100).values())
         for run in configs[1].runs()
     )
     assert single == pytest.approx((stream + block) / 3600, abs=0.006)
@@ -101,3 +103,16 @@ def test_a_slower_gpu_takes_longer() -> None:
         return float(line.split()[2])
 
     assert hours("a100") > hours("h100") > 1
+
+
+def test_small_layers_take_the_time_of_their_launches() -> None:
+    """SmolLM2-135M at the paper's budgets took 230 s on an H100 that it had alone (docs/log.md)."""
+    config = load("config/three-models.yaml")
+    run = config.runs()[0]
+    assert run.model == "smollm2-135m"
+    seconds = cost.block_seconds(config, run, shapes.EMBEDDED, cost.H100)
+    assert 30 * sum(seconds.values()) == pytest.approx(230, rel=0.1)
+    larger = next(run for run in config.runs() if run.model == "qwen2.5-coder-1.5b")
+    assert sum(cost.block_seconds(config, larger, shapes.planned(config, larger.model), cost.H100).values()) > sum(
+        seconds.values()
+    )

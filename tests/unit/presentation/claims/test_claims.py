@@ -10,7 +10,8 @@ from oaem.errors import UserError
 from oaem.evaluation.metrics import COLUMNS
 from oaem.presentation.claims import claims
 from oaem.presentation.claims.claims import TableCells
-from oaem.presentation.claims.expressions import FUNCTIONS, Undecided, dominates, evaluate, four_digits
+from oaem.presentation.claims.expressions import evaluate
+from oaem.presentation.claims.values import FUNCTIONS, Undecided, dominates, four_digits
 from tests.unit.presentation.paper_metrics import PAPER, invented, load, quantisation_only, values
 
 ROWS = [
