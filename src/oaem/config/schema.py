@@ -113,6 +113,12 @@ class Quantization(Settings):
     """Block-wise quantisation."""
 
     calibration: TokenSet
+    inputs: Literal["sequential", "original"] = Field(
+        "sequential",
+        description="Where the inputs of a block come from. sequential: from the quantised blocks before it, one after "
+        "the other (the paper). original: from the unquantised model, stored once for all runs; all blocks of a run "
+        "are independent jobs then, and each is tuned to the unquantised block's outputs.",
+    )
     kmeans: KMeansSettings = KMeansSettings()
     oaem: OaemSettings = OaemSettings()
     codebooks: CodebookSettings = CodebookSettings()

@@ -6,9 +6,9 @@ by the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 from oaem.config.grid import Run
@@ -81,6 +81,18 @@ def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) 
     }
 
 
+def stream_seconds(config: Config, model: str, reference: Reference) -> float:
+    """Estimated seconds of a model's calibration stream: one pass over each of its blocks.
+
+    The reference's `forward` holds one, and with block tuning one more for every sequential group.
+    """
+    shape, text = shapes.planned(config, model), config.quantization.calibration
+    weights = sum(map(prod, shape.linears())) / sum(map(prod, reference.shape.linears()))
+    tokens = text.window * (text.windows or 1) / reference.tokens
+    passes = 5 if reference.tuning_steps else 1
+    return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
+
+
 def _products(shape: Shape) -> int:
     return sum(out * width * width for out, width in shape.linears())
 
@@ -89,6 +101,7 @@ def plan(config: Config, gpu: str) -> str:
     """The plan as a text; `gpu` is a key of GPUS."""
     reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
     hours: dict[str, float] = {}
+    chains = [0.0]
     lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
     for run in config.runs():
         shape, blocks = shapes.planned(config, run.model), layout.block_count(config, run.model)
@@ -97,7 +110,14 @@ def plan(config: Config, gpu: str) -> str:
         for phase, each in seconds.items():
             hours[phase] = hours.get(phase, 0.0) + each * (blocks - done) / speed / 3600
         left = sum(seconds.values()) * (blocks - done) / speed / 3600
+        jobs = ceil((blocks - done) / _blocks_a_job(config, blocks)) if layout.on_original_inputs(config) else 1
+        chains.append(left / max(1, jobs))
         lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
+    streams = _streams_left(config)
+    if streams:
+        making = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
+        hours["calibration stream"] = sum(making)
+        chains = [max(making) + max(chains)]
     files = layout.metric_files(config)
     measured = sum(Path(path).exists() for path in files)
     total = sum(hours.values())
@@ -108,10 +128,12 @@ def plan(config: Config, gpu: str) -> str:
         *lines,
         "",
         f"Quantisation left: {total:.1f} device hours ({by_phase}).",
+        f"With a device for every job that can run, {max(chains):.2f} hours: the longest chain of jobs, on "
+        f"{config.quantization.inputs} inputs.",
         "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
         if gpu != "cpu" else "PV-tuning and evaluation about double it.",
         f"Measurements: {measured} of {len(files)} files are there.",
-        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and the activations between two blocks.",
+        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
         f"Device memory: {_memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
     ])  # fmt: skip
 
@@ -130,8 +152,47 @@ def _disk(config: Config) -> float:
         hidden = shapes.planned(config, run.model).hidden
         states = 4 if layout.tunes(config) else 1
         total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
-        total += 2 * hidden * text.window * (text.windows or 1) * 2
-    return total
+        if not layout.on_original_inputs(config):
+            total += 2 * hidden * text.window * (text.windows or 1) * 2
+    return total + sum(_stream_bytes(config, model) for model, _ in _streams(config))
+
+
+def _streams(config: Config) -> list[tuple[str, int]]:
+    """The model and seed of each calibration stream; none on sequential inputs."""
+    return _streams_of(config.runs()) if layout.on_original_inputs(config) else []
+
+
+def _streams_left(config: Config) -> list[tuple[str, int]]:
+    """Those that are still to be made: a stream may be removed when all its runs are quantised."""
+    waiting = _streams_of(run for run in config.runs() if not Path(layout.quantized(run.path)).exists())
+    return [each for each in _streams(config) if each in waiting and not Path(layout.stream(*each)).exists()]
+
+
+def _streams_of(runs: Iterable[Run]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((run.model, run.seed) for run in runs))
+
+
+def _stream_bytes(config: Config, model: str) -> float:
+    """Every block's inputs in two bytes a number."""
+    text = config.quantization.calibration
+    return (
+        2.0
+        * shapes.planned(config, model).hidden
+        * text.window
+        * (text.windows or 1)
+        * layout.block_count(config, model)
+    )
+
+
+def _stream_disk(config: Config) -> str:
+    """What the plan says of the disk that calibration streams take, which is the larger part of it."""
+    total = sum(_stream_bytes(config, model) for model, _ in _streams(config))
+    return f", {total / 1e9:.0f} GB of it for calibration streams" if total else ""
+
+
+def _blocks_a_job(config: Config, blocks: int) -> int:
+    size = config.quantization.blocks_per_job
+    return blocks if size == "all" else size
 
 
 def _memory(config: Config) -> float:

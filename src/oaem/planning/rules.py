@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,16 @@ FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
 RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "model": {"mem_mb": (4000, 24000), "runtime": (15, 240)},
     "tokens": {"mem_mb": (3000, 12000), "runtime": (15, 60)},
+    "calibration_stream": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
     "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
     "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
+
+
+# What a model card says of quantization.inputs.
+_INPUTS = {"sequential": "from the quantised blocks before it", "original": "from the unquantised model"}
 
 
 def share_library(source: Path) -> None:
@@ -57,7 +63,12 @@ def code(stage: str) -> str:
 
 def plugin(run: str) -> str | None:
     """The package and version that a run's initialisation comes from; None for a built-in one."""
-    return plugin_version(ENTRY_POINTS, Run.parse(run).init)
+    return _origin(Run.parse(run).init)
+
+
+@cache  # asked for every job of a grid, and each time all installed packages would be read
+def _origin(init: str) -> str | None:
+    return plugin_version(ENTRY_POINTS, init)
 
 
 def gpus(config: Config) -> int:
@@ -91,6 +102,17 @@ def ranges(config: Config, run: str) -> list[str]:
     return [
         layout.range_manifest(run, start, stop) for start, stop in layout.block_ranges(config, Run.parse(run).model)
     ]
+
+
+def previous(config: Config, run: str, start: int) -> list[str]:
+    """The job that must be done before the one that begins at block `start`; none on original inputs."""
+    return [] if layout.on_original_inputs(config) else layout.previous_range(config, run, start)
+
+
+def stream(config: Config, run: str) -> list[str]:
+    """The calibration stream that a run's blocks read; none on sequential inputs."""
+    point = Run.parse(run)
+    return [layout.stream(point.model, point.seed)] if layout.on_original_inputs(config) else []
 
 
 def calibration_tokens(run: str) -> str:
@@ -133,6 +155,11 @@ def quantization_parameters(config: Config) -> str:
     return _json({**settings, "device": config.device, "threads": config.threads})
 
 
+def stream_parameters(config: Config) -> str:
+    """What the inputs of the unquantised model's blocks depend on beside model and tokens, as JSON."""
+    return _json({"device": config.device, "threads": config.threads})
+
+
 def perplexity_parameters(config: Config) -> str:
     """What perplexity depends on beside model and tokens, as JSON."""
     domains = {
@@ -166,6 +193,7 @@ def card_parameters(config: Config, run: str) -> str:
     text = config.quantization.calibration
     settings = {
         "Calibration": f"{text.windows} sequences of {text.window} tokens of {text.corpus}",
+        "Inputs of a block": _INPUTS[config.quantization.inputs],
         "Codebook steps": f"{config.quantization.codebooks.steps} {config.quantization.codebooks.solver} an epoch",
         "OA-EM": f"{config.quantization.oaem.rounds} rounds of {config.quantization.oaem.steps} steps",
         "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group",

@@ -27,6 +27,7 @@ FACTS_OF_A_CPU: dict[str, Callable[[], str]] = {}
 STAGES: Mapping[str, tuple[str, ...]] = {
     "model": ("models.source",),
     "tokens": ("corpora.tokens",),
+    "stream": ("calibration.stream",),
     "quantization": ("calibration.sequential",),
     "pv": ("pv.job",),
     "perplexity": ("evaluation.domains", "evaluation.stages"),

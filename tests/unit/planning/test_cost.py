@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from oaem.config.grid import Run
-from oaem.config.schema import load
-from oaem.planning import cost, shapes
+from oaem.config.schema import Config, load, parse
+from oaem.planning import cost, layout, shapes
 from oaem.planning.rules import ranges
 
 
@@ -50,6 +51,48 @@ def test_the_plan_names_every_run_and_what_is_done(
         assert run.path.removeprefix("runs/") in text
     assert f"3/{config.models[first.model].blocks}" in text
     assert "estimates" in text
+
+
+def original(**quantization: object) -> Config:
+    """The paper's grid on original inputs."""
+    values = yaml.safe_load(Path("config/paper.yaml").read_text(encoding="utf-8"))
+    values["quantization"] |= {"inputs": "original", **quantization}
+    return parse(values)
+
+
+def chain_of(text: str) -> float:
+    (line,) = [line for line in text.splitlines() if line.startswith("With a device for every job")]
+    return float(line.split()[9])
+
+
+def test_on_original_inputs_the_longest_chain_is_a_stream_and_one_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [load("config/paper.yaml"), original(), original(blocks_per_job=4)]
+    monkeypatch.chdir(tmp_path)
+    sequential, single, fours = (chain_of(cost.plan(config, "h100")) for config in configs)
+    assert single < fours < sequential / 4
+    # The largest stream: 32 blocks of the 8B shape; the longest job: the 3B model at b=16, or the 8B one at b=8.
+    stream = max(cost.stream_seconds(configs[1], model, cost.H100) for model in configs[1].models)
+    block = max(
+        sum(cost.block_seconds(configs[1], run, shapes.planned(configs[1], run.model), cost.H100).values())
+        for run in configs[1].runs()
+    )
+    assert single == pytest.approx((stream + block) / 3600, abs=0.006)
+
+
+def test_the_plan_counts_a_streams_disk_once_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = original()
+    monkeypatch.chdir(tmp_path)
+    # 128 x 4096 tokens in two bytes: 3072 wide and 28 blocks, 4096 and 32, 2048 and 36.
+    tokens = 2 * 128 * 4096
+    expected = tokens * (3072 * 28 + 4096 * 32 + 2048 * 36) / 1e9
+    assert f"{expected:.0f} GB of it for calibration streams" in cost.plan(config, "h100")
+    for model in config.models:
+        manifest = Path(layout.stream(model, 42))
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text("{}")
+    assert "calibration stream " not in cost.plan(config, "h100")
 
 
 def test_a_slower_gpu_takes_longer() -> None:
