@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import torch
 
 from oaem.models.load import load_config
+from oaem.runtime.processor import processor
 
 # What Linux calls the instruction sets that multiply bfloat16; without one a CPU emulates it, slower than float32.
 NATIVE_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -23,15 +23,4 @@ def is_native(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether `device` multiplies matrices of `dtype` natively; checked on the machine at hand."""
     if torch.device(device).type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
-    return dtype == torch.bfloat16 and bool(NATIVE_BFLOAT16 & cpu_flags())
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """Instruction sets of this CPU as Linux names them; empty where there is no such list."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    listed = next((line for line in lines if line.lower().startswith(("flags", "features"))), ":")
-    return frozenset(listed.split(":", 1)[1].split())
+    return dtype == torch.bfloat16 and bool(NATIVE_BFLOAT16 & processor().flags)

@@ -39,5 +39,5 @@ def processor() -> Processor:
         name=facts.get("model name") or platform.processor() or "cpu",
         kind=f"{vendor} family {facts['cpu family']} model {facts['model']}" if "cpu family" in facts else "",
         vendor=vendor,
-        flags=frozenset(facts.get("flags", "").split()),
+        flags=frozenset((facts.get("flags") or facts.get("Features", "")).split()),  # x86 or Arm
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from oaem.models import precision
+from oaem.runtime.processor import Processor
 
 
 @pytest.mark.parametrize(
@@ -28,5 +29,5 @@ def test_the_cpu_decides(
     shutil.copytree(tiny_llama, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": own}))
-    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(precision, "processor", lambda: Processor("name", "kind", "vendor", frozenset(flags)))
     assert precision.compute_dtype(folder, "cpu") is expected

@@ -91,6 +91,8 @@ def test_the_processor_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert processor.__wrapped__() == Processor(
         "Xeon: 4", "GenuineIntel family 6 model 143", "GenuineIntel", frozenset({"fpu", "amx_tile"})
     )
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp bf16\n")
+    assert processor.__wrapped__().flags == frozenset({"fp", "bf16"}), "an Arm processor's"
     monkeypatch.setattr("oaem.runtime.processor.CPUINFO", tmp_path / "missing")
     nothing = processor.__wrapped__()
     assert nothing.name and not nothing.kind and not nothing.vendor and not nothing.flags
