@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from pathlib import Path
 
 from oaem.config.grid import Run
@@ -57,11 +57,11 @@ CPU = Reference(
 def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) -> dict[str, float]:
     """Estimated seconds of one block by phase on the reference's device."""
     quantization, text = config.quantization, config.quantization.calibration
-    weights = sum(map(prod, shape.linears())) / sum(map(prod, reference.shape.linears()))
+    weights = shape.weights() / reference.shape.weights()
     products = _products(shape) / _products(reference.shape)
-    tokens = text.window * (text.windows or 1) / reference.tokens
+    tokens = _tokens(config) / reference.tokens
     epochs = min(run.max_epochs, USUAL_EPOCHS) / reference.epochs
-    tuning = 4 * quantization.block_tuning.epochs * (text.windows or 1) * text.window
+    tuning = 4 * quantization.block_tuning.epochs * _tokens(config)
     tuned = reference.tuning_steps * 4096
     codebooks = run.geometry.num_codebooks / reference.codebooks
     scale = {
@@ -86,11 +86,17 @@ def stream_seconds(config: Config, model: str, reference: Reference) -> float:
 
     The reference's `forward` holds one, and with block tuning one more for every sequential group.
     """
-    shape, text = shapes.planned(config, model), config.quantization.calibration
-    weights = sum(map(prod, shape.linears())) / sum(map(prod, reference.shape.linears()))
-    tokens = text.window * (text.windows or 1) / reference.tokens
+    shape = shapes.planned(config, model)
+    weights = shape.weights() / reference.shape.weights()
+    tokens = _tokens(config) / reference.tokens
     passes = 5 if reference.tuning_steps else 1
     return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
+
+
+def _tokens(config: Config) -> int:
+    """Tokens of the calibration text."""
+    text = config.quantization.calibration
+    return text.window * (text.windows or 1)
 
 
 def _products(shape: Shape) -> int:
@@ -140,11 +146,10 @@ def plan(config: Config, gpu: str) -> str:
 
 def _weights(config: Config, model: str) -> int:
     shape = shapes.planned(config, model)
-    return sum(map(prod, shape.linears())) * layout.block_count(config, model) + 2 * shape.hidden * shape.vocabulary
+    return shape.weights() * layout.block_count(config, model) + 2 * shape.hidden * shape.vocabulary
 
 
 def _disk(config: Config) -> float:
-    text = config.quantization.calibration
     total = 0.0
     for model in {run.model for run in config.runs()}:
         total += 2 * _weights(config, model)
@@ -153,7 +158,7 @@ def _disk(config: Config) -> float:
         states = 4 if layout.tunes(config) else 1
         total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
         if not layout.on_original_inputs(config):
-            total += 2 * hidden * text.window * (text.windows or 1) * 2
+            total += 2 * hidden * _tokens(config) * 2
     return total + sum(_stream_bytes(config, model) for model, _ in _streams(config))
 
 
@@ -174,14 +179,7 @@ def _streams_of(runs: Iterable[Run]) -> list[tuple[str, int]]:
 
 def _stream_bytes(config: Config, model: str) -> float:
     """Every block's inputs in two bytes a number."""
-    text = config.quantization.calibration
-    return (
-        2.0
-        * shapes.planned(config, model).hidden
-        * text.window
-        * (text.windows or 1)
-        * layout.block_count(config, model)
-    )
+    return 2.0 * shapes.planned(config, model).hidden * _tokens(config) * layout.block_count(config, model)
 
 
 def _stream_disk(config: Config) -> str:
@@ -197,10 +195,9 @@ def _blocks_a_job(config: Config, blocks: int) -> int:
 
 def _memory(config: Config) -> float:
     """Activations of a block in two bytes, its weights, gradients and Adam moments in four, and workspace."""
-    text = config.quantization.calibration
     worst = 0.0
     for model in {run.model for run in config.runs()}:
         shape = shapes.planned(config, model)
-        activations = 3 * 2 * shape.hidden * text.window * (text.windows or 1)
-        worst = max(worst, activations + 20 * sum(map(prod, shape.linears())) + 2e9)
+        activations = 3 * 2 * shape.hidden * _tokens(config)
+        worst = max(worst, activations + 20 * shape.weights() + 2e9)
     return worst

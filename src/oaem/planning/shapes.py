@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class Shape:
         attention = [(self.queries, self.hidden), (self.keys, self.hidden), (self.keys, self.hidden)]
         mlp = [(self.mlp, self.hidden), (self.mlp, self.hidden), (self.hidden, self.mlp)]
         return [*attention, (self.hidden, self.queries), *mlp]
+
+    def weights(self) -> int:
+        """Numbers in these linears."""
+        return sum(map(prod, self.linears()))
 
 
 EMBEDDED = Shape(576, 1536, 576, 192, 49152, 30)
