@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ def groups(table: Table) -> list[Group]:
         gathered.setdefault(where, []).append((str(labels["text"]), str(labels["role"]).replace("_", "-"), values))
     found = [Group(*where, tuple(texts)) for where, texts in gathered.items()]
     return [group for group in found if group.measured]
+
+
+def first_subject(found: Sequence[Group]) -> list[Group]:
+    """The groups of the first model, rate and search point: one for each stage."""
+    return [group for group in found if group.subject == found[0].subject]
 
 
 def summary(metrics: pd.DataFrame, config: Config, results: str = "results") -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from oaem.config.schema import Config
 from oaem.presentation.claims.values import four_digits
-from oaem.presentation.headline import Group
+from oaem.presentation.headline import Group, first_subject
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import Value
 from oaem.presentation.view import View, other_budgets, search_label
@@ -37,7 +37,7 @@ def sentences(found: Sequence[Group]) -> list[str]:
     """At most three: the first rate before and after PV-tuning, and the last stage of another rate, search or model."""
     if not found:
         return []
-    first = [group for group in found if group.subject == found[0].subject]
+    first = first_subject(found)
     rates = [group for group in found if group.model == found[0].model and group.rate != found[0].rate]
     others = rates or [group for group in found if group.subject != found[0].subject]
     last = [group for group in others if group.subject == others[0].subject][-1:]

@@ -20,7 +20,7 @@ from oaem.presentation.claims import claims, reported
 from oaem.presentation.figures.drawing import write_svg
 from oaem.presentation.figures.figures import FIGURES
 from oaem.presentation.figures.seeds import single
-from oaem.presentation.headline import Group, groups, summary
+from oaem.presentation.headline import Group, first_subject, groups, summary
 from oaem.presentation.opening import sentences, setting
 from oaem.presentation.tables import markdown
 from oaem.presentation.tables.build import EXTRA, TABLES, Measurements, Table, Value, fill
@@ -91,7 +91,7 @@ def _count(decided: Iterable[Mapping[Any, Any]], side: str, verdict: str) -> int
 
 def _opening(found: list[Group]) -> list[Markup]:
     """The panels of the first figure, each by itself so that a narrow page sets them one below the other."""
-    first = [group for group in found if group.subject == found[0].subject]
+    first = first_subject(found)
     return [
         _svg(f"seeds-{index}", single(group, first), f"{captions.title('seeds')}, {group.stage}")
         for index, group in enumerate(first)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from oaem.config.schema import Config
 from oaem.presentation.claims.values import four_digits
 from oaem.presentation.figures.drawing import MARKS, canvas, in_words, logarithmic, styled
-from oaem.presentation.headline import Group, groups
+from oaem.presentation.headline import Group, first_subject, groups
 from oaem.presentation.tables.build import Measurements, fill
 
 if TYPE_CHECKING:
@@ -21,16 +21,10 @@ if TYPE_CHECKING:
 SHIFTS = {"greedy": ("Greedy", -0.17), "oaem": ("OA-EM", 0.17)}
 
 
-def first_groups(metrics: pd.DataFrame, config: Config) -> list[Group]:
-    """What the grid found at its first rate and search point, a group each for before and after PV-tuning."""
-    found = groups(fill("headline", Measurements(metrics), config, ""))
-    return [group for group in found if group.subject == found[0].subject]
-
-
 @styled
 def seeds(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> Figure:
     """Perplexity of greedy and OA-EM on every text at the first rate, a panel before and one after PV-tuning."""
-    shown = first_groups(metrics, config)
+    shown = first_subject(groups(fill("headline", Measurements(metrics), config, "")))
     figure, panels = canvas(3.6 * max(len(shown), 1), 3.5, max(len(shown), 1))
     if not shown:
         in_words(panels[0], "No run has a perplexity yet.")
