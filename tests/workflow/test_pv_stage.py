@@ -65,7 +65,7 @@ def test_a_killed_tuning_ends_with_the_same_bytes(finished: Workflow, tmp_path: 
 
     process = killed.start(*TARGETS)
     deadline = time.monotonic() + 300
-    while not list((killed.folder / "results").glob("runs/**/pv/resume/*")):
+    while not list((killed.folder / "results").glob("runs/**/pv/resume/step-*/manifest.json")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
