@@ -2,8 +2,9 @@
 
     python benchmarks/cpu_block.py --results results --output benchmarks/out/cpu_block.json
 
-Needs `snakemake --cores 1 --until tokens` to have been run. Processor time, not wall time: other work on the machine
-disturbs it little. The first repetition, which compiles, does not count.
+Needs `snakemake --cores 1 --until tokens` to have been run. Processor time, not wall time. Other work on
+the machine still costs up to a fifth, through caches and memory: compare what was measured under the same load. The
+first repetition, which compiles, does not count.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ sys.path.insert(0, str(BASE / "src"))
 from oaem.errors import UserError
 from oaem.planning import checks, layout
 from oaem.planning import rules as planning
-from oaem.presentation import captions
 from oaem.runtime.jobs import sudden_end
 
 planning.share_library(BASE / "src")

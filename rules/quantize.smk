@@ -1,8 +1,41 @@
-# Quantisation: consecutive blocks of one run a job, one job after the other (method: sequential calibration).
+# Quantisation: consecutive blocks of one run a job. With quantization.inputs: sequential one job after the other, with
+# original all side by side, on the inputs of the unquantised model's blocks.
 #
-# Reads:  model, calibration tokens, the previous range of the same run, the gate where the model has one
-# Makes:  results/{run}/blocks/range-{start}-{stop}.json, and blocks/{index}.safetensors beside it one by one as they are
+# Reads:  model, calibration tokens, the gate where the model has one; the previous range of the same run (sequential) or
+#         the calibration stream (original)
+# Makes:  results/models/{model}/activations/s{seed}/manifest.json, and {index}.safetensors beside it, once for all runs
+#         (original). results/{run}/blocks/range-{start}-{stop}.json, and blocks/{index}.safetensors beside it one by one as they are
 #         done; they are not declared, so a killed job finds them again. Then results/{run}/quantized.json.
+
+
+rule calibration_stream:
+    input:
+        model="results/models/{model}/manifest.json",
+        tokens="results/tokens/{model}/calibration-s{seed}.safetensors",
+    output:
+        manifest="results/models/{model}/activations/s{seed}/manifest.json",
+    log:
+        "logs/calibration_stream/{model}-s{seed}.log",
+    benchmark:
+        "logs/calibration_stream/{model}-s{seed}.tsv"
+    wildcard_constraints:
+        seed=r"\d+",
+    # Every run of its model waits for it.
+    priority: 30
+    conda:
+        "../envs/oaem.yaml"
+    threads: CFG.threads
+    resources:
+        gpu=planning.gpus(CFG),
+        mem_mb=planning.resource(CFG, "calibration_stream", "mem_mb"),
+        runtime=planning.resource(CFG, "calibration_stream", "runtime"),
+    params:
+        settings=planning.stream_parameters(CFG),
+        code=planning.code("stream"),
+    message:
+        "Inputs of the blocks of {wildcards.model} (seed {wildcards.seed})"
+    script:
+        "../workflow/scripts/calibration_stream.py"
 
 
 rule quantize_blocks:
@@ -11,7 +44,8 @@ rule quantize_blocks:
         tokens=lambda w: planning.calibration_tokens(w.run),
         # It has to hold, but measuring it again changes no block. See onsuccess in the Snakefile.
         gate=ancient(lambda w: planning.gate(CFG, w.run)),
-        previous=lambda w: layout.previous_range(CFG, w.run, int(w.start)),
+        previous=lambda w: planning.previous(CFG, w.run, int(w.start)),
+        stream=lambda w: planning.stream(CFG, w.run),
     output:
         manifest="results/{run}/blocks/range-{start}-{stop}.json",
     log:

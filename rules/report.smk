@@ -29,7 +29,7 @@ rule report:
         mem_mb=1000,
         runtime=10,
     params:
-        caption=captions.rst("report"),
+        caption=planning.caption(CFG, "report"),
         settings=planning.presentation_parameters(CFG),
     message:
         "Report"

@@ -52,7 +52,7 @@ rule table:
         mem_mb=1000,
         runtime=10,
     params:
-        caption=lambda w: captions.rst(w.table),
+        caption=lambda w: planning.caption(CFG, w.table),
         settings=planning.presentation_parameters(CFG),
     message:
         "{wildcards.table}"
@@ -82,7 +82,7 @@ rule claims:
         mem_mb=1000,
         runtime=10,
     params:
-        caption=captions.rst("claims"),
+        caption=planning.caption(CFG, "claims"),
         settings=planning.presentation_parameters(CFG),
     message:
         "Claims of the paper, on its numbers and on ours"
@@ -115,7 +115,7 @@ rule figure:
         mem_mb=1000,
         runtime=10,
     params:
-        caption=lambda w: captions.rst(w.figure),
+        caption=lambda w: planning.caption(CFG, w.figure),
         settings=planning.presentation_parameters(CFG),
     message:
         "Figure {wildcards.figure}"

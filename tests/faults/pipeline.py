@@ -166,8 +166,17 @@ class Pipeline:
         params = {"settings": planning.quantization_parameters(self.config), "code": planning.code("quantization")}
         wildcards = {"run": run, "start": str(start), "stop": str(stop)}
         output = {"manifest": layout.range_manifest(run, start, stop)}
-        inputs = {**self._model, "tokens": planning.calibration_tokens(run)}
+        read = {"tokens": planning.calibration_tokens(run), "stream": planning.stream(self.config, run)}
+        inputs = {**self._model, **read}
         return Arguments("quantize_blocks", inputs, output, "logs/quantize.log", params, wildcards)
+
+    def stream(self) -> Arguments:
+        params = {"settings": planning.stream_parameters(self.config), "code": planning.code("stream")}
+        inputs = {**self._model, "tokens": planning.calibration_tokens(RUN)}
+        output = {"manifest": layout.stream("tiny", 42)}
+        return Arguments(
+            "calibration_stream", inputs, output, "logs/stream.log", params, {"model": "tiny", "seed": "42"}
+        )
 
     def quantized(self) -> Arguments:
         output = {"manifest": layout.quantized(RUN), "metrics": layout.metric(RUN, "quantization", "time")}

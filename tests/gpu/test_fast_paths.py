@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oaem.numerics.fast_paths import plain_paths
 from oaem.quantization.beam_search import beam_search
+from oaem.quantization.clusters import cluster_sums
+from oaem.quantization.layer_loss import layer_loss
 from tests.unit.quantization.toy_layers import Layer, order_of, row_errors, toy_layer
 
 pytestmark = [
@@ -123,3 +126,20 @@ def test_the_m_step_kernel_takes_the_same_steps() -> None:
         optimizer.step()
     found = adam_m_step_triton(curvature, pull, centroids, 0.5, rates, (0.9, 0.999), 1e-8)
     torch.testing.assert_close(found, values.detach().float())
+
+
+def test_a_tensor_on_the_device_takes_the_kernels_that_fit() -> None:
+    *layer, _ = toy_layer(16, 64, 2, 4, 8, device="cuda")
+    assert layer_loss.choose(*layer[:3], 16).__name__ == "SplitLayerLoss"
+    assert layer_loss.choose(*layer[:3], 4096) is layer_loss.plain  # more entries than the kernels hold
+    assert layer_loss.choose(layer[0].double(), *layer[1:3], 16) is layer_loss.plain
+    assert type(cluster_sums(layer[2].flatten(), 16)).__name__ == "SortedSums"
+    with plain_paths():
+        assert layer_loss.choose(*layer[:3], 16) is layer_loss.plain
+
+
+def test_sums_by_label_have_the_same_bits_on_every_run() -> None:
+    labels, vectors = torch.randint(0, 300, (40_000,), device="cuda"), torch.randn(40_000, 8, device="cuda")
+    sums = cluster_sums(labels, 300)
+    torch.testing.assert_close(sums(vectors), cluster_sums.oracle(labels, 300)(vectors), rtol=1e-4, atol=1e-4)
+    assert torch.equal(sums(vectors), cluster_sums(labels, 300)(vectors))

@@ -39,7 +39,7 @@ def test_the_stored_run_of_the_embedded_grid_fills_its_tables(tmp_path: Path) ->
     """All but Tables 12 to 15, which are about a second and a third model."""
     stored = sorted((ROOT / "archive").glob("embedded-*"))[-1]
     names = [f"results/tables/table{number}.csv" for number in range(1, 17)]
-    code, output = rebuild(tmp_path, *names, "--config", f"from_archive={stored}", config="config.yaml")
+    code, output = rebuild(tmp_path, *names, "--config", f"from_archive={stored}", config="embedded-ten-runs.yaml")
     assert code == 0, output
     filled = [name for name in names if pd.read_csv(tmp_path / name)["missing"].isna().all()]
     assert filled == [f"results/tables/table{number}.csv" for number in (*range(1, 12), 16)]
@@ -51,3 +51,22 @@ def test_an_archive_that_is_no_metrics_table_is_refused(tmp_path: Path) -> None:
     assert code != 0
     assert "not a metrics table" in output
     assert "Traceback" not in output
+
+
+def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
+    """Tables, figures, claims and report of three seeds; what was not run is said, never filled."""
+    code, output = rebuild(
+        tmp_path, "--config", f"from_archive={ROOT / 'archive/evidence-2026-11-25'}", config="evidence.yaml"
+    )
+    assert code == 0, output
+    second = pd.read_csv(tmp_path / "results/tables/table2.csv").set_index("init")
+    assert second["post_pv_std"].notna().all()
+    domains = pd.read_csv(tmp_path / "results/tables/table5.csv")
+    assert (domains["ratio_low"] > 1).all()
+    assert "not run" in pd.read_csv(tmp_path / "results/tables/table7.csv")["missing"].iloc[0]
+    claims = pd.read_csv(tmp_path / "results/tables/claims.csv").set_index("id")
+    assert claims.loc["pre-pv-every-budget", ["ours", "seeds"]].tolist() == ["holds", 3]
+    assert claims.loc["pre-pv-every-rate-and-model", "ours"] == "undecided", "at 3 bpp OA-EM is not better"
+    report = (tmp_path / "results/report.html").read_text(encoding="utf-8")
+    assert "At 3 bpp, before PV-tuning, greedy has the lower perplexity on 3 of 3 texts" in report
+    assert (tmp_path / "results/figures/seeds.svg").exists()

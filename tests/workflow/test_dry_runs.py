@@ -23,7 +23,8 @@ def planned(arguments: tuple[str, ...]) -> tuple[int, str]:
 def test_the_embedded_grid() -> None:
     code, output = plan()
     assert code == 0, output
-    assert jobs_of(output, "quantize_blocks") == 10
+    assert jobs_of(output, "quantize_blocks") == 6
+    assert jobs_of(output, "downstream") == 3, "the unquantised model and the two runs at the first search point"
     assert jobs_of(output, "table") == 17
 
 

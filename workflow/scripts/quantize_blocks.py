@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from oaem.calibration.sequential import prepare, quantize_range
+from oaem.calibration.stream import Stream
 from oaem.config.grid import Run
 from oaem.corpora.tokens import read_tokens
 from oaem.runtime.atomic import write_json
@@ -18,8 +19,12 @@ def work(snakemake: Any) -> None:
     model, tokens = Path(snakemake.input.model), Path(str(snakemake.input.tokens))
     manifest = Path(snakemake.output.manifest)
     folder = manifest.parent.parent
-    with alone_in(folder), job_device(settings["device"], snakemake.threads) as device:
-        job = prepare(run, settings, model, tokens, device, str(snakemake.params.code))
+    original = settings["inputs"] == "original"
+    # Blocks on original inputs are quantised side by side; else one job has the run's folder at a time.
+    alone = alone_in(folder, manifest.stem if original else "")
+    with alone, job_device(settings["device"], snakemake.threads) as device:
+        stream = Stream.open(Path(snakemake.input.stream[0])) if original else None
+        job = prepare(run, settings, model, tokens, device, str(snakemake.params.code), stream)
         reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, folder / "activations")
     write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": job.made_by})
 

@@ -27,6 +27,9 @@ class BlockWalk:
     groups: its linears by name, as `Family.sequential_groups`. With `tuned`, all of the block may change between two
     groups: each observation starts from its inputs and goes to its end, for its outputs are the targets. Else an
     observation goes on from the one before, in up to KEPT_BYTES of memory; what does not fit is computed again.
+
+    With `unquantised_targets` the outputs of the first observation, when nothing of the block is quantised yet, are the
+    targets of every group, and later observations end at the inputs that they are for.
     """
 
     def __init__(
@@ -36,8 +39,11 @@ class BlockWalk:
         arguments: dict[str, Any],
         groups: tuple[tuple[str, ...], ...],
         tuned: bool,
+        unquantised_targets: bool = False,
     ):
         self.block, self.hidden, self.arguments, self.groups, self.tuned = block, hidden, arguments, groups, tuned
+        self.unquantised_targets = unquantised_targets
+        self.kept_targets: Tensor | None = None
         self.chunks = hidden.split(batch_size(hidden))
         self.logs = [ForwardLog(KEPT_BYTES // len(self.chunks)) for _ in self.chunks]
 
@@ -47,13 +53,13 @@ class BlockWalk:
 
         Linears that read the very same tensor share one Hessian. Targets [sequences, window, hidden] only if tuned.
         """
-        group = self.groups[number]
+        group, to_the_end = self.groups[number], self.tuned and self.kept_targets is None
         accumulators: dict[str, HessianAccumulator] = {}
         shared: dict[str, str] = {}
         outputs = []
         for chunk, log in zip(self.chunks, self.logs, strict=True):
             # Of linears that share their input the first will do: the others then need not be waited for.
-            seen, output = self._inputs(chunk, log, accumulators or group, self.groups[number:])
+            seen, output = self._inputs(chunk, log, accumulators or group, self.groups[number:], to_the_end)
             if not shared:
                 shared = {name: next(first for first in seen if seen[first] is seen[name]) for name in group}
                 firsts = dict.fromkeys(shared.values())
@@ -62,7 +68,10 @@ class BlockWalk:
                 accumulator.update(seen[name])
             outputs += [] if output is None else [output]
         hessians = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-        return {name: hessians[shared[name]] for name in group}, torch.cat(outputs) if self.tuned else None
+        targets = torch.cat(outputs) if to_the_end else self.kept_targets
+        if self.unquantised_targets:
+            self.kept_targets = targets
+        return {name: hessians[shared[name]] for name in group}, targets
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
@@ -71,9 +80,14 @@ class BlockWalk:
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _inputs(
-        self, chunk: Tensor, log: ForwardLog, wanted: Iterable[str], pending: tuple[tuple[str, ...], ...]
+        self,
+        chunk: Tensor,
+        log: ForwardLog,
+        wanted: Iterable[str],
+        pending: tuple[tuple[str, ...], ...],
+        to_the_end: bool,
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The inputs of the linears `wanted`, in the order of their calls, and the block's outputs if tuned.
+        """The inputs of the linears `wanted`, in the order of their calls, and the block's outputs if `to_the_end`.
 
         pending: the linears still to be quantised, group by group. What they are the first to compute is not final.
         """
@@ -84,7 +98,7 @@ class BlockWalk:
                 log.stop()
                 if name in wanted:
                     seen[name] = inputs[0]
-                if not self.tuned and len(seen) == len(tuple(wanted)):
+                if not to_the_end and len(seen) == len(tuple(wanted)):
                     raise _Enough
 
             return keep

@@ -1,8 +1,17 @@
-"""Sequential calibration (method of sections 3.1 and 4): quantise a block, recompute its outputs, go on to the next.
+"""A run quantised block by block (method of sections 3.1 and 4), on inputs of either kind (`quantization.inputs`).
 
-Activations are handed from block to block through files, so that a run may be cut into jobs of any number of blocks,
-and a killed job resumes at the block it was in. Every random stream derives from (seed, block, linear, stage): the
-result is the same to the bit however the run was cut.
+**sequential**, the paper's: quantise a block, recompute its outputs, go on to the next. Activations are handed from
+block to block through files, so that a run may be cut into jobs of any number of blocks, and a killed job resumes at
+the block it was in.
+
+**original**: a block's inputs are those of the unquantised model, read from the calibration stream. Its first
+sequential group sees exactly what the unquantised model gives it. Later groups see those same block inputs after the
+block's current state, with the groups before them quantised and tuned, so that they make up for errors inside the
+block; no block can make up for errors of the blocks before it. The targets of block tuning are the unquantised block's
+outputs for every group: to the bit the inputs of the next block in the stream.
+
+Every random stream derives from (seed, block, linear, stage): the result is the same to the bit however the run was
+cut and, on original inputs, in whatever order its blocks were done.
 """
 
 from __future__ import annotations
@@ -18,14 +27,15 @@ from torch import Tensor, nn
 
 from oaem.calibration.activations import activations_path, read_activations, write_activations
 from oaem.calibration.artefacts import QuantizedState, block_path, block_report, load_block_state, state_of, write_block
+from oaem.calibration.checked import load_for_calibration, require_finite, require_finite_weights
 from oaem.calibration.observation import BlockWalk, batch_size
+from oaem.calibration.stream import Stream
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.errors import UserError
-from oaem.models.attention import use_fast_attention
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.families import Family, family_of
-from oaem.models.load import block_count, embed_tokens, linear_shapes, load_block, load_config
+from oaem.models.load import block_count, embed_tokens, linear_shapes, load_config
 from oaem.models.precision import compute_dtype
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialisations import ENTRY_POINTS
@@ -42,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SequentialJob:
-    """What one job of a run is told; tensors and files come separately."""
+    """What one job of a run is told; tensors and files come separately. With a stream its inputs are original."""
 
     run: Run
     model_folder: Path
@@ -53,14 +63,22 @@ class SequentialJob:
     device: str
     fingerprint: str
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    stream: Stream | None = None
 
 
 def prepare(
-    run: Run, settings: Mapping[str, Any], manifest: Path, tokens: Path, device: str, code: str
+    run: Run,
+    settings: Mapping[str, Any],
+    manifest: Path,
+    tokens: Path,
+    device: str,
+    code: str,
+    stream: Stream | None = None,
 ) -> SequentialJob:
     """A run's job from the workflow's parameters; checks that the geometry fits the model before anything is computed.
 
-    The fingerprint covers all that the numbers depend on: run, settings, model, tokens, code and kind of device.
+    The fingerprint covers all that the numbers depend on: run, settings, model, tokens, the stream's contents, code and
+    kind of device.
     """
     folder = manifest.parent / "hf"
     for name, (_, width) in linear_shapes(folder).items():
@@ -72,6 +90,9 @@ def prepare(
     layer = {key: settings[key] for key in ("kmeans", "oaem", "codebooks")}
     inputs = {"model": read_json(manifest)["fingerprint"], "tokens": checksum(tokens)}
     dtype = compute_dtype(folder, device)
+    if stream is not None:
+        stream.require_dtype(dtype, device)
+        inputs["stream"] = stream.identity
     init = plugin_version(ENTRY_POINTS, run.init)
     facts = {"run": run.path, "settings": dict(settings), "code": code, "init": init, **inputs}
     facts |= {"device": device.split(":")[0], "dtype": str(dtype)}
@@ -85,6 +106,7 @@ def prepare(
         device=device,
         fingerprint=fingerprint(facts),
         made_by=collect(device, settings=settings, code=code, seed=run.seed),
+        stream=stream,
     )
 
 
@@ -95,7 +117,8 @@ def quantize_range(
     """Quantise blocks `start` to `stop` - 1; returns their reports in order.
 
     tokens: [sequences, window] integer. Blocks that are already there, undamaged and made under the same fingerprint,
-    are kept. The inputs of block `stop` are left in `activations` for the next job.
+    are kept. The inputs of block `stop` are left in `activations` for the next job, unless the job has a stream: then
+    tokens and `activations` are not looked at.
     """
     missing = [index for index in range(start, stop) if block_report(blocks, index, job.fingerprint) is None]
     if len(missing) < stop - start:
@@ -103,7 +126,9 @@ def quantize_range(
     progress = Progress(f"{job.run.path} blocks", len(missing), every=20.0)
     hidden, at = torch.empty(0), -1
     for index in missing:
-        if index != at:
+        if job.stream is not None:
+            hidden = job.stream.inputs(index).to(job.device)
+        elif index != at:
             hidden = block_inputs(job, tokens, index, blocks, activations)
         hidden, worst = _advance(job, hidden, index, blocks, activations)
         at = index + 1
@@ -115,23 +140,25 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
     """Quantise block `index` and store it; returns the inputs of the next block and the largest layer error."""
     clock = PhaseClock(_synchronizer(job.device))
     with clock.phase("load"):
-        block = _load(job, index)
+        block = load_for_calibration(job.model_folder, index, job.dtype, job.device)
         arguments = block_arguments(job.model_folder, index, hidden.shape[1], job.dtype, job.device)
-    _require_finite_weights(block, job, index)
-    walk = BlockWalk(block, hidden, arguments, job.family.sequential_groups, tuned=job.tuning.epochs > 0)
+    require_finite_weights(block, job.model_folder, index, job.dtype)
+    groups, tuned, original = job.family.sequential_groups, job.tuning.epochs > 0, job.stream is not None
+    walk = BlockWalk(block, hidden, arguments, groups, tuned, unquantised_targets=original)
     try:
         layers = quantize_block(job, walk, index, clock)
     except UserError as error:
         raise UserError(f"{job.run.path}, block {index}: {error}") from None
-    if index + 1 < block_count(job.model_folder):
+    if not original and index + 1 < block_count(job.model_folder):
         with clock.phase("forward"):
             hidden = walk.outputs()
-        _require_finite(hidden, job, index)
+        require_finite(hidden, f"{job.run.path}, block {index}")
         with clock.phase("save"):
             write_activations(activations, index + 1, hidden, job.fingerprint)
     report = {"linears": layers, "seconds": clock.seconds, "provenance": job.made_by}
     write_block(blocks, index, state_of(block), job.fingerprint, report)
-    activations_path(activations, index).unlink(missing_ok=True)
+    if not original:
+        activations_path(activations, index).unlink(missing_ok=True)
     return hidden, max(layer["relative_error"] for layer in layers.values())
 
 
@@ -199,17 +226,11 @@ def block_inputs(job: SequentialJob, tokens: Tensor, index: int, blocks: Path, a
                 f"{block_path(blocks, done)}: missing, damaged, or made with other settings than block {index} needs. "
                 f"Delete {blocks}/range-*.json and run the same command again."
             )
-        block = _load(job, done)
+        block = load_for_calibration(job.model_folder, done, job.dtype, job.device)
         restore(block, load_block_state(blocks, done), job.dtype)
         arguments = block_arguments(job.model_folder, done, hidden.shape[1], job.dtype, job.device)
         hidden = run_block(block, hidden, arguments, batch=batch_size(hidden))
     return hidden
-
-
-def _load(job: SequentialJob, index: int) -> nn.Module:
-    block = load_block(job.model_folder, index, job.dtype, job.device)
-    use_fast_attention(block)
-    return block
 
 
 def restore(block: nn.Module, state: QuantizedState, dtype: torch.dtype) -> None:
@@ -237,23 +258,6 @@ def _linear(block: nn.Module, name: str) -> nn.Linear:
     if not isinstance(linear, nn.Linear):
         raise UserError(f"{name} is a {type(linear).__name__}, not a linear layer: the model's family does not fit it.")
     return linear
-
-
-def _require_finite(hidden: Tensor, job: SequentialJob, index: int) -> None:
-    if not bool(torch.isfinite(hidden).all()):
-        raise UserError(
-            f"{job.run.path}, block {index}: its outputs are not finite. The model's weights or activations "
-            f"overflow {job.dtype}; check the model, or set its dtype to float32."
-        )
-
-
-def _require_finite_weights(block: nn.Module, job: SequentialJob, index: int) -> None:
-    for name, parameter in block.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise UserError(
-                f"{job.model_folder}: block {index}, {name} holds NaN or infinity in {job.dtype}. The weights are "
-                "damaged, or too large for that dtype: fetch the model again, or set its dtype to float32."
-            )
 
 
 def _synchronizer(device: str) -> Callable[[], None] | None:

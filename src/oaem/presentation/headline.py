@@ -9,7 +9,7 @@ from oaem.config.geometry import Geometry
 from oaem.config.schema import Config
 from oaem.presentation.tables.build import Measurements, Table, Value, fill
 from oaem.presentation.tables.cells import Number
-from oaem.presentation.view import search_label
+from oaem.presentation.view import View, search_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,9 +19,21 @@ if TYPE_CHECKING:
 class Group:
     """One model, rate and search point at one stage: a line of numbers for each text."""
 
-    subject: str
+    model: str
+    geometry: str
+    point: str
     stage: str
     texts: tuple[tuple[str, str, dict[str, Value]], ...]
+
+    @property
+    def rate(self) -> str:
+        """The nominal rate, as `2 bpp`."""
+        return f"{Geometry.parse(self.geometry).bits_per_parameter:.4g} bpp"
+
+    @property
+    def subject(self) -> str:
+        """Model, rate, geometry and search point."""
+        return f"{self.model}, {self.rate} ({self.geometry}), {self.point}"
 
     @property
     def measured(self) -> bool:
@@ -33,11 +45,10 @@ class Group:
 
 def groups(table: Table) -> list[Group]:
     """The table `headline` gathered by model, rate, search point and stage, without groups that have no measurement."""
-    gathered: dict[tuple[str, str], list[tuple[str, str, dict[str, Value]]]] = {}
+    gathered: dict[tuple[str, str, str, str], list[tuple[str, str, dict[str, Value]]]] = {}
     for labels, values in table.rows():
-        rate = f"{Geometry.parse(str(labels['geometry'])).bits_per_parameter:.4g} bpp ({labels['geometry']})"
         point = search_label((int(labels["beam"] or 0), int(labels["epochs"] or 0)))
-        where = (f"{labels['model']}, {rate}, {point}", str(labels["stage"]))
+        where = (str(labels["model"]), str(labels["geometry"]), point, str(labels["stage"]))
         gathered.setdefault(where, []).append((str(labels["text"]), str(labels["role"]).replace("_", "-"), values))
     found = [Group(*where, tuple(texts)) for where, texts in gathered.items()]
     return [group for group in found if group.measured]
@@ -63,9 +74,13 @@ def summary(metrics: pd.DataFrame, config: Config, results: str = "results") -> 
     known = [ratio for ratio in ratios if isinstance(ratio, float)]
     if known:
         better = sum(ratio > 1 for ratio in known)
-        lines += ["", f"OA-EM has the lower perplexity in {better} of {len(known)} comparisons."]
+        seeds = len({run.seed for run in config.runs()})
+        means = f" of means over {seeds} seeds" if seeds > 1 else ""
+        lines += ["", f"OA-EM has the lower perplexity in {better} of {len(known)} comparisons{means}."]
     else:
         lines += ["", "No pair of greedy and OA-EM runs has a perplexity yet."]
+    notes = [f"{note}." for note in View(config).notes()]
+    lines += ["", *notes] if notes else []
     lines += ["", f"Tables:  {results}/tables", f"Figures: {results}/figures", f"Report:  {results}/report.html"]
     return "\n".join(lines) + "\n"
 

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from oaem.config.schema import Config
 from oaem.presentation import captions
 from oaem.presentation.claims import claims, reported
 from oaem.presentation.figures.drawing import write_svg
 from oaem.presentation.figures.figures import FIGURES
-from oaem.presentation.headline import groups, summary
+from oaem.presentation.figures.seeds import single
+from oaem.presentation.headline import Group, groups, summary
+from oaem.presentation.opening import sentences, setting
 from oaem.presentation.tables import markdown
 from oaem.presentation.tables.build import EXTRA, TABLES, Measurements, Table, Value, fill
 from oaem.presentation.view import View, other_budgets
@@ -39,6 +42,7 @@ def render(
     """
     measurements = Measurements(metrics)
     first = fill("headline", measurements, config, paper_dir)
+    found = groups(first)
     decided = claims.build(metrics, config, paper_dir).astype(object).to_dict("records")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("oaem.presentation") / "report.html").read_text(encoding="utf-8"))
@@ -46,18 +50,32 @@ def render(
         title=config.title,
         style=Markup((files("oaem.presentation") / "report.css").read_text(encoding="utf-8")),  # noqa: S704  our own file
         is_paper=View(config).is_paper,
-        other_budgets=other_budgets(config.quantization),
+        notes=View(config).notes(),
         verdicts=VERDICTS,
         runs=len(config.runs()),
         measured=len(metrics),
-        headline=groups(first),
+        headline=found,
+        sentences=sentences(found),
+        setting=setting(config),
+        opening=_opening(found),
+        many_seeds=first.many_seeds,
+        digits=markdown.digits,
+        extent=markdown.extent,
+        other_budgets=bool(other_budgets(config.quantization)),
+        opening_text=captions.text("seeds"),
         columns=first.columns,
         counts={side: {verdict: _count(decided, side, verdict) for verdict in VERDICTS} for side in ("paper", "ours")},
         claims=decided,
         slips=reported.load_yaml(Path(paper_dir) / "slips.yaml"),
         figures=[
-            (name, captions.title(name), captions.text(name), _svg(name, metrics, config, paper_dir))
+            (
+                name,
+                captions.title(name),
+                captions.text(name),
+                _svg(name, FIGURES[name](metrics, config, paper_dir), captions.title(name)),
+            )
             for name in FIGURES
+            if name != "seeds"  # it opens the page
         ],
         tables=[
             _table(fill(name, measurements, config, paper_dir)) for name in (*TABLES, *EXTRA) if name != "headline"
@@ -71,21 +89,30 @@ def _count(decided: Iterable[Mapping[Any, Any]], side: str, verdict: str) -> int
     return sum(row[side] == verdict for row in decided)
 
 
-def _svg(name: str, metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> Markup:
+def _opening(found: list[Group]) -> list[Markup]:
+    """The panels of the first figure, each by itself so that a narrow page sets them one below the other."""
+    first = [group for group in found if group.subject == found[0].subject]
+    return [
+        _svg(f"seeds-{index}", single(group, first), f"{captions.title('seeds')}, {group.stage}")
+        for index, group in enumerate(first)
+    ]
+
+
+def _svg(name: str, figure: Figure, title: str) -> Markup:
     """A figure as inline SVG, without the XML prologue, named for readers who cannot see it."""
     file = io.BytesIO()
-    write_svg(FIGURES[name](metrics, config, paper_dir), file)
+    write_svg(figure, file)
     text = file.getvalue().decode()
     # Every figure numbers its clip paths and glyphs alone; in one page the names must not meet.
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text[text.index("<svg") :])
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{captions.title(name)}" ', 1))  # noqa: S704
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1))  # noqa: S704
 
 
 def _table(table: Table) -> dict[str, Any]:
     name = table.layout.name
     return {
         "name": name,
-        "heading": captions.heading(name),
+        "heading": captions.heading(name, table.layout.model),
         "subject": table.layout.subject,
         "text": captions.text(name),
         "labels": markdown.header(table)[: len(table.layout.labels)],
@@ -109,7 +136,7 @@ def _cell(value: Value, column: Any) -> dict[str, str]:
     difference = "" if value.difference is None else f"{value.difference:+.{column.decimals}f}"
     return {
         "ours": "" if value.ours is None else markdown.digits(value.ours, column),
-        "std": "" if value.std is None else markdown.digits(value.std, column),
+        "extent": "" if value.ours is None else markdown.extent(value, column),
         "missing": markdown.short_reason(value.missing) if value.ours is None else "",
         "paper": "" if value.paper is None else markdown.digits(value.paper, column),
         "difference": difference,
@@ -135,6 +162,8 @@ def _protocol(config: Config) -> list[tuple[str, str]]:
                 f"{domain.label} ({key}): {text.window} tokens{size}, {text.protocol}",
             )
         )
+    budgets = other_budgets(quantization)
+    lines.append(("Budgets that are not the paper's", ", ".join(budgets) if budgets else "none"))
     tuning = quantization.block_tuning.epochs
     lines.append(("Block tuning", f"{tuning} epochs a group" if tuning else "off"))
     if pv is not None and pv.enabled:
@@ -146,7 +175,15 @@ def _protocol(config: Config) -> list[tuple[str, str]]:
     lines.append(("Downstream", f"{', '.join(downstream.tasks)}; {items}" if downstream.tasks else "none"))
     seeds = sorted({run.seed for run in config.runs()})
     lines.append(
-        ("Seeds", ", ".join(map(str, seeds)) + (" (mean ± sample standard deviation)" if len(seeds) > 1 else ""))
+        (
+            "Seeds",
+            ", ".join(map(str, seeds))
+            + (
+                " (mean ± sample standard deviation; ratios: mean of logarithms [95 % t interval], paired by seed)"
+                if len(seeds) > 1
+                else ""
+            ),
+        )
     )
     return lines
 

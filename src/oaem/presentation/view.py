@@ -121,6 +121,19 @@ class View:
             return Slot(key, self.config.models[key].label)
         return Slot(absent=f"no {ORDINALS[index]} model")
 
+    def further_models(self) -> list[Slot]:
+        """Every model but the first at its low rate: the paper's two, or as many as the grid has, and at least two."""
+        count = len(PAPER_MODELS) if self.is_paper else max(len(self.model_keys), len(PAPER_MODELS))
+        return [self.at_rate(index, "low") for index in range(1, count)]
+
+    def notes(self) -> list[str]:
+        """What every page says about the weights of the grid's models, one line for each note."""
+        found: dict[str, list[str]] = {}
+        for key in self.model_keys:
+            if self.config.models[key].remark:
+                found.setdefault(self.config.models[key].remark, []).append(self.config.models[key].label)
+        return [f"Weights of {', '.join(labels)}: {remark}" for remark, labels in found.items()]
+
     def geometries(self, model: str) -> list[Geometry]:
         """Geometries of a model in the order of the configuration."""
         return list(dict.fromkeys(run.geometry for run in self.runs if run.model == model))

@@ -30,13 +30,16 @@ def try_lock(file: int) -> bool:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, part: str = "") -> Iterator[None]:
     """Hold `folder` for this process; wait while another one has it, such as a job that outlived its Snakemake.
+
+    part: what of the folder to hold, by any name, where others may work on the rest of it at the same time.
 
     Where the file system has no locks the body runs without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    path = folder / (f"{LOCK}-{part}" if part else LOCK)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             if not try_lock(lock):

@@ -27,6 +27,7 @@ FACTS_OF_A_CPU: dict[str, Callable[[], str]] = {}
 STAGES: Mapping[str, tuple[str, ...]] = {
     "model": ("models.source",),
     "tokens": ("corpora.tokens",),
+    "stream": ("calibration.stream",),
     "quantization": ("calibration.sequential",),
     "pv": ("pv.job",),
     "perplexity": ("evaluation.domains", "evaluation.stages"),
@@ -34,6 +35,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 # Rooms and modules on which no number depends: settings travel as values, the rest moves bytes about.
 PLUMBING = (
+    "config.licences",
+    "config.model_source",
     "config.schema",
     "config.settings",
     "config.grid",

@@ -64,8 +64,10 @@ def from_the_start(block: nn.Module, hidden: Tensor, arguments: dict[str, Any], 
     return hessians, targets, run_block(block, hidden, arguments, batch=observation.batch_size(hidden))
 
 
-def in_one_walk(block: nn.Module, hidden: Tensor, arguments: dict[str, Any], groups: Groups, tuned: bool) -> Seen:
-    walk = BlockWalk(block, hidden, arguments, groups, tuned)
+def in_one_walk(
+    block: nn.Module, hidden: Tensor, arguments: dict[str, Any], groups: Groups, tuned: bool, unquantised: bool = False
+) -> Seen:
+    walk = BlockWalk(block, hidden, arguments, groups, tuned, unquantised)
     hessians, targets = [], []
     for number, group in enumerate(groups):
         found, target = walk.observe(number)
@@ -97,10 +99,10 @@ class Case:
             else:
                 block.self_attn.config._attn_implementation = attention
 
-    def both(self, tuned: bool = False) -> tuple[Seen, Seen]:
+    def both(self, tuned: bool = False, unquantised: bool = False) -> tuple[Seen, Seen]:
         given = self.hidden, self.arguments, self.groups
         with torch.no_grad():
-            return in_one_walk(self.blocks[0], *given, tuned), from_the_start(self.blocks[1], *given)
+            return in_one_walk(self.blocks[0], *given, tuned, unquantised), from_the_start(self.blocks[1], *given)
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +125,18 @@ def test_with_tuning_each_observation_runs_the_whole_block(
     assert_same_bits(ours, oracle)
     for found, expected in zip(ours[1], oracle[1], strict=True):
         assert found is not None and expected is not None and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_unquantised_targets_stay_and_the_inputs_are_the_same_bits(
+    tiny_model: Callable[[str, bool], Path], tuned: bool
+) -> None:
+    ours, oracle = Case(tiny_model("llama", True), torch.float32, "oaem").both(tuned, unquantised=True)
+    assert_same_bits(ours, oracle)
+    first = oracle[1][0]
+    assert first is not None
+    for found in ours[1]:
+        assert (found is not None and torch.equal(found, first)) if tuned else found is None
 
 
 @pytest.mark.parametrize("kilobytes", [0, 10, 20, 40, 80])

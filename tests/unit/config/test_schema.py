@@ -17,7 +17,7 @@ def default() -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize("name", ["config", "paper"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path("config").glob("*.yaml")))
 def test_what_ships_is_valid(name: str) -> None:
     config = load(f"config/{name}.yaml")
     assert checked(config.model_dump(mode="json")) == config

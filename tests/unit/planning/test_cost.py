@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from oaem.config.grid import Run
-from oaem.config.schema import load
-from oaem.planning import cost
+from oaem.config.schema import Config, load, parse
+from oaem.planning import cost, layout, shapes
 from oaem.planning.rules import ranges
 
 
@@ -16,7 +17,7 @@ def test_the_reference_gives_back_its_own_seconds() -> None:
     config = load("config/paper.yaml")
     run = next(run for run in config.runs() if run.beam_width == 16)
     assert run.model == "llama-3.2-3b"
-    seconds = cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)
+    seconds = cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)
     assert seconds == pytest.approx(dict(cost.H100.seconds), rel=1e-9)
 
 
@@ -24,7 +25,7 @@ def test_beam_search_grows_with_width_and_codebooks() -> None:
     config = load("config/paper.yaml")
 
     def search(run: Run) -> float:
-        return cost.block_seconds(config, run, cost.SHAPES["Llama 3B"], cost.H100)["beam_search"]
+        return cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)["beam_search"]
 
     by = {(run.geometry.num_codebooks, run.beam_width, run.max_epochs): search(run) for run in config.runs()}
     assert by[2, 16, 100] == pytest.approx(2 * by[2, 8, 100])
@@ -32,7 +33,9 @@ def test_beam_search_grows_with_width_and_codebooks() -> None:
     assert by[2, 8, 5] == pytest.approx(5 / 7 * by[2, 8, 100])
 
 
-@pytest.mark.parametrize(("name", "gpu"), [("paper", "h100"), ("paper", "a100"), ("config", "cpu")])
+@pytest.mark.parametrize(
+    ("name", "gpu"), [("paper", "h100"), ("paper", "a100"), ("config", "cpu"), ("three-models", "h100")]
+)
 def test_the_plan_names_every_run_and_what_is_done(
     name: str, gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +53,48 @@ def test_the_plan_names_every_run_and_what_is_done(
     assert "estimates" in text
 
 
+def original(**quantization: object) -> Config:
+    """The paper's grid on original inputs."""
+    values = yaml.safe_load(Path("config/paper.yaml").read_text(encoding="utf-8"))
+    values["quantization"] |= {"inputs": "original", **quantization}
+    return parse(values)
+
+
+def chain_of(text: str) -> float:
+    (line,) = [line for line in text.splitlines() if line.startswith("With a device for every job")]
+    return float(line.split()[9])
+
+
+def test_on_original_inputs_the_longest_chain_is_a_stream_and_one_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [load("config/paper.yaml"), original(), original(blocks_per_job=4)]
+    monkeypatch.chdir(tmp_path)
+    sequential, single, fours = (chain_of(cost.plan(config, "h100")) for config in configs)
+    assert single < fours < sequential / 4
+    # The largest stream: 32 blocks of the 8B shape; the longest job: the 3B model at b=16, or the 8B one at b=8.
+    stream = max(cost.stream_seconds(configs[1], model, cost.H100) for model in configs[1].models)
+    block = max(
+        sum(cost.block_seconds(configs[1], run, shapes.planned(configs[1], run.model), cost.H100).values())
+        for run in configs[1].runs()
+    )
+    assert single == pytest.approx((stream + block) / 3600, abs=0.006)
+
+
+def test_the_plan_counts_a_streams_disk_once_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = original()
+    monkeypatch.chdir(tmp_path)
+    # 128 x 4096 tokens in two bytes: 3072 wide and 28 blocks, 4096 and 32, 2048 and 36.
+    tokens = 2 * 128 * 4096
+    expected = tokens * (3072 * 28 + 4096 * 32 + 2048 * 36) / 1e9
+    assert f"{expected:.0f} GB of it for calibration streams" in cost.plan(config, "h100")
+    for model in config.models:
+        manifest = Path(layout.stream(model, 42))
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text("{}")
+    assert "calibration stream " not in cost.plan(config, "h100")
+
+
 def test_a_slower_gpu_takes_longer() -> None:
     config = load("config/paper.yaml")
 
@@ -58,3 +103,16 @@ def test_a_slower_gpu_takes_longer() -> None:
         return float(line.split()[2])
 
     assert hours("a100") > hours("h100") > 1
+
+
+def test_small_layers_take_the_time_of_their_launches() -> None:
+    """SmolLM2-135M at the paper's budgets took 230 s on an H100 that it had alone (docs/log.md)."""
+    config = load("config/three-models.yaml")
+    run = config.runs()[0]
+    assert run.model == "smollm2-135m"
+    seconds = cost.block_seconds(config, run, shapes.EMBEDDED, cost.H100)
+    assert 30 * sum(seconds.values()) == pytest.approx(230, rel=0.1)
+    larger = next(run for run in config.runs() if run.model == "qwen2.5-coder-1.5b")
+    assert sum(cost.block_seconds(config, larger, shapes.planned(config, larger.model), cost.H100).values()) > sum(
+        seconds.values()
+    )

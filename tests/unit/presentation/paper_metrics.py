@@ -29,7 +29,7 @@ def load(name: str) -> Config:
 
 def quantisation_only() -> Config:
     """The embedded grid without PV-tuning and tasks."""
-    changed = values("config.yaml")
+    changed = values("embedded-ten-runs.yaml")
     del changed["pv"], changed["evaluation"]["downstream"]
     return configuration.parse(changed)
 

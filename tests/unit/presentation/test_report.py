@@ -91,7 +91,7 @@ def test_names_cannot_break_the_page() -> None:
 
 
 def test_the_summary_names_points_texts_and_places() -> None:
-    config = load("config.yaml")
+    config = load("embedded-ten-runs.yaml")
     metrics = invented(config)
     text = summary(metrics, config)
     assert text.count("b=2, e=2") == 4, "at two rates, before and after PV-tuning"
@@ -112,3 +112,30 @@ def test_other_initialisations_stand_in_the_headline() -> None:
     changed["grid"][0]["init"].append("oaem_exact")
     config = configuration.parse(changed)
     assert "oaem_exact" in summary(invented(config), config)
+
+
+def test_the_page_opens_with_what_was_found() -> None:
+    opening = page("config.yaml").split('id="opening"')[1].split('id="claims"')[0]
+    assert opening.count("<li>") == 3
+    assert opening.count("<svg") == 2, "before and after PV-tuning"
+    assert "greedy / OA-EM is" in opening
+    assert "No pair of greedy and OA-EM" in page("empty")
+
+
+@pytest.mark.parametrize(("seeds", "said"), [([42], "with one seed"), ([42, 43, 44], "3 seeds), and the interval")])
+def test_sentences_say_how_many_seeds(seeds: list[int], said: str) -> None:
+    changed = values("config.yaml")
+    for part in changed["grid"]:
+        part["seeds"] = seeds
+    config = configuration.parse(changed)
+    text = render(invented(config), config, PAPER)
+    assert text.split('id="claims"')[0].count(said) == 3
+    assert ("one seed (42)" in text) is (len(seeds) == 1)
+
+
+def test_sentences_name_the_worse_one_too() -> None:
+    config = load("config.yaml")
+    metrics = invented(config)
+    metrics.loc[(metrics["init"] == "oaem") & (metrics["metric"] == "perplexity"), "value"] *= 10
+    opening = render(metrics, config, PAPER).split('id="claims"')[0]
+    assert opening.count("greedy has the lower perplexity on 3 of 3 texts") == 3

@@ -69,7 +69,7 @@ def test_stages_depend_on_what_computes_them_and_on_no_presentation() -> None:
     assert found["downstream"] >= {"corpora.embedded", "evaluation.downstream_harness"}
     # How codes were found says nothing about what a stored model is worth.
     assert not found["perplexity"] & {"quantization.oaem", "quantization.beam_search", "pv.trainer"}
-    assert found["model"] == {"models.source", "models.embedded"}
+    assert found["model"] == {"models.source", "models.embedded", "models.gguf", "models.packages"}
 
 
 def test_nothing_that_is_passed_over_has_gone() -> None:

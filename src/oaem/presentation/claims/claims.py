@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.presentation.claims import reported
-from oaem.presentation.claims.expressions import Undecided, evaluate
+from oaem.presentation.claims.expressions import evaluate
+from oaem.presentation.claims.seeds import Judgement, Verdict, judge
+from oaem.presentation.claims.values import NamedColumn, Undecided
 from oaem.presentation.tables.build import Measurements, fill
 from oaem.presentation.view import View, other_budgets
 
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = ("init", "beam", "epochs", "model", "rate", "benchmark", "domain", "quantity", "stage", "geometry")
-COLUMNS = ["id", "section", "scope", "statement", "paper", "paper_evidence", "ours", "ours_evidence", "expression"]
+COLUMNS = [
+    *("id", "section", "scope", "statement", "paper", "paper_in_words", "paper_evidence"),
+    *("ours", "rule", "seeds", "ours_in_words", "ours_evidence", "expression"),
+]
 ABOUT_THE_PAPER = "about models, search points or numbers of the paper that this grid does not have"
 NOT_THE_BUDGETS = "no verdict, since this grid's budgets are not the paper's"
-Verdict = Literal["holds", "fails", "shown", "undecided"]
 
 
 class Claim(BaseModel):
@@ -92,7 +96,8 @@ class TableCells:
                 chosen.append((row, values))
         if by:
             chosen.sort(key=lambda pair: self._number(table, pair, by))
-        return tuple(self._number(table, pair, column) for pair in chosen)
+        names = _names([row for row, _ in chosen])
+        return NamedColumn((self._number(table, pair, column) for pair in chosen), names)
 
     def _number(self, table: str, pair: Row, column: str) -> float:
         row, values = pair
@@ -105,6 +110,13 @@ class TableCells:
         if not isinstance(value, (int, float)):
             raise Undecided(f"{table} [{name}] {column}: {value}")
         return value
+
+
+def _names(rows: list[Mapping[str, Any]]) -> list[str]:
+    """What tells rows apart, in the tables' words: `b=8, e=100` or `2 bpp`."""
+    keys = [key for key in (rows[0] if rows else ()) if len({row[key] for row in rows}) > 1]
+    shown = {"beam": "b=", "epochs": "e="}
+    return [", ".join(f"{shown.get(key, '')}{row[key]}" for key in keys if row[key] is not None) for row in rows]
 
 
 def paper_cells(paper_dir: Path | str) -> TableCells:
@@ -132,11 +144,11 @@ def _reported_row(row: Mapping[str, str]) -> Row:
     return labels, values
 
 
-def our_cells(measurements: Measurements, config: Config, paper_dir: Path | str) -> TableCells:
-    """The numbers of this grid."""
+def our_cells(measurements: Measurements, config: Config, paper_dir: Path | str, seed: int | None = None) -> TableCells:
+    """The numbers of this grid: means over seeds, or those of one seed."""
 
     def rows(table: str) -> list[Row]:
-        filled = fill(table, measurements, config, paper_dir)
+        filled = fill(table, measurements, config, paper_dir, seed)
         return [
             (labels, {key: value.missing if value.ours is None else value.ours for key, value in values.items()})
             for labels, values in filled.rows()
@@ -148,10 +160,10 @@ def our_cells(measurements: Measurements, config: Config, paper_dir: Path | str)
 def decide(claim: Claim, cells: TableCells) -> tuple[Verdict, str]:
     """Verdict and the numbers it rests on, or the reason why there is none."""
     try:
-        holds, evidence = evaluate(claim.expression, cells, claim.tolerance)
+        outcome = evaluate(claim.expression, cells, claim.tolerance)
     except Undecided as reason:
         return "undecided", str(reason)
-    return ("holds" if holds else "fails"), "; ".join(evidence)
+    return ("holds" if outcome.holds else "fails"), "; ".join(outcome.evidence)
 
 
 def build(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> pd.DataFrame:
@@ -159,16 +171,19 @@ def build(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> pd.Da
     import pandas as pd
 
     theirs = paper_cells(paper_dir)
-    ours = our_cells(Measurements(metrics), config, paper_dir)
+    measurements = Measurements(metrics)
+    seeds = sorted({run.seed for run in config.runs()})
+    ours = {seed: our_cells(measurements, config, paper_dir, seed) for seed in seeds}
     is_paper, budgets = View(config).is_paper, not other_budgets(config.quantization)
     records = []
     for claim in load(paper_dir):
-        paper, paper_evidence = decide(claim, theirs)
-        own: tuple[Verdict, str] = ("undecided", ABOUT_THE_PAPER)
+        paper = judge(claim.expression, claim.tolerance, {0: theirs})
+        own = Judgement("undecided", ABOUT_THE_PAPER, ABOUT_THE_PAPER)
         if is_paper or claim.scope == "any":
-            own = decide(claim, ours)
-        if own[0] != "undecided" and claim.budgets == "paper" and not budgets:
-            own = ("shown", f"{own[1]} ({NOT_THE_BUDGETS})")
-        head = (claim.id, claim.section, claim.scope, claim.statement)
-        records.append((*head, paper, paper_evidence, *own, claim.expression))
+            own = judge(claim.expression, claim.tolerance, ours)
+        if own.verdict != "undecided" and claim.budgets == "paper" and not budgets:
+            words = f"{own.words} ({NOT_THE_BUDGETS})"
+            own = replace(own, verdict="shown", words=words, evidence=f"{own.evidence} ({NOT_THE_BUDGETS})")
+        head = (claim.id, claim.section, claim.scope, claim.statement, paper.verdict, paper.words, paper.evidence)
+        records.append((*head, own.verdict, own.rule, own.seeds, own.words, own.evidence, claim.expression))
     return pd.DataFrame(records, columns=COLUMNS)

@@ -9,6 +9,7 @@ by element, and a number stands beside every element. Known names: `tol`, the cl
                                              or label; "full" keeps the rows with the table's largest epoch limit
     row(table, columns..., LABEL=...)        several columns of one row
     min max sum mean abs len all any count   as usual; count counts the true elements
+    several(c)                               the column, if it has more than one element; otherwise undecided
     log10(x)  increasing(c)  decreasing(c)   increasing and decreasing are strict
     dominated(x, y, x_by, y_by)              is each point (x, y) dominated by one of (x_by, y_by)? less is better
     beats(x, y, x_by, y_by)                  is every point's y below that of each (x_by, y_by) with x <= x_by
@@ -18,19 +19,16 @@ by element, and a number stands beside every element. Known names: `tol`, the cl
 from __future__ import annotations
 
 import ast
-import math
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from oaem.errors import UserError
+from oaem.presentation.claims.values import FUNCTIONS, Undecided, broadcast, four_digits
 
 MAX_LENGTH = 1000
-
-
-class Undecided(Exception):  # noqa: N818  it is a verdict rather than an error
-    """The expression needs a number that is not there; the message says which and why."""
 
 
 class Cells(Protocol):
@@ -54,32 +52,58 @@ _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 }
 
 
-_SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
+SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 _SHOWN = ("dominated", "beats", "increasing", "decreasing")
 
 
-def evaluate(expression: str, cells: Cells, tolerance: float = 0.0) -> tuple[bool, list[str]]:
-    """Whether the expression holds, and the comparisons that decided it, with their numbers.
+@dataclass(frozen=True)
+class Step:
+    """A comparison, or a function that compares, with the numbers it was made with.
 
-    Raises Undecided if a number is missing, UserError if the expression is not of this language.
+    `sign` is the comparison's, or the function's name; `operands` are numbers or columns and belong to `nodes`.
     """
+
+    sign: str
+    nodes: tuple[ast.expr, ...]
+    operands: tuple[Any, ...]
+    result: Any
+
+
+class Outcome(NamedTuple):
+    """Whether an expression holds, the comparisons that decided it as text with their numbers, and as steps."""
+
+    holds: bool
+    evidence: list[str]
+    steps: list[Step]
+
+
+def parse(expression: str) -> ast.expr:
+    """The expression as a tree, not yet known to be of this language; UserError if it is no expression at all."""
     if len(expression) > MAX_LENGTH:
         raise UserError(f"claim expression: longer than {MAX_LENGTH} characters; split the claim.")
     try:
-        tree = ast.parse(expression.strip(), mode="eval")
+        return ast.parse(expression.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise UserError(f"claim expression {expression!r}: {error}") from None
+
+
+def evaluate(expression: str, cells: Cells, tolerance: float = 0.0) -> Outcome:
+    """Whether the expression holds, and what decided it.
+
+    Raises Undecided if a number is missing, UserError if the expression is not of this language.
+    """
     evaluator = _Evaluator(expression, cells, tolerance)
-    result = evaluator.visit(tree.body)
+    result = evaluator.visit(parse(expression))
     if not isinstance(result, bool):
         raise UserError(f"claim expression {expression!r}: it ends in {result!r}, expected a truth value.")
-    return result, evaluator.evidence
+    return Outcome(result, evaluator.evidence, evaluator.steps)
 
 
 class _Evaluator:
     def __init__(self, expression: str, cells: Cells, tolerance: float) -> None:
         self.expression, self.cells, self.tolerance = expression, cells, tolerance
         self.evidence: list[str] = []
+        self.steps: list[Step] = []
 
     def refuse(self, node: ast.AST, what: str) -> UserError:
         where = ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__
@@ -126,13 +150,14 @@ class _Evaluator:
     def _compare(self, node: ast.Compare) -> Any:
         values = [self.visit(value) for value in (node.left, *node.comparators)]
         results = []
-        for sign, (left, right) in zip(node.ops, pairwise(values), strict=True):
+        sides = pairwise((node.left, *node.comparators))
+        for sign, nodes, (left, right) in zip(node.ops, sides, pairwise(values), strict=True):
             if type(sign) not in _BINARY:
                 raise self.refuse(node, "only < <= > >= == != compare")
             result = self._apply(node, _BINARY[type(sign)], left, right)
-            self.evidence.append(
-                f"{_shown(left)} {_SIGNS[type(sign)]} {_shown(right)}{': no' if result is False else ''}"
-            )
+            no = ": no" if result is False else ""
+            self.evidence.append(f"{_shown(left)} {SIGNS[type(sign)]} {_shown(right)}{no}")
+            self.steps.append(Step(SIGNS[type(sign)], nodes, (left, right), result))
             results.append(result)
         if len(results) > 1 and not all(isinstance(result, bool) for result in results):
             raise self.refuse(node, "a chain of comparisons works on numbers only")
@@ -151,7 +176,10 @@ class _Evaluator:
         keywords = {keyword.arg: self.visit(keyword.value) for keyword in node.keywords if keyword.arg}
         if len(keywords) != len(node.keywords):
             raise self.refuse(node, "** is not part of the language")
+        before = len(self.steps)
         values = [self.visit(value) for value in node.args]
+        if name == "count":  # what is compared is the number of rows
+            del self.steps[before:]
         if name in ("cell", "column", "row"):
             return self._lookup(node, name, values, keywords)
         if name not in FUNCTIONS or keywords:
@@ -162,6 +190,7 @@ class _Evaluator:
             raise self.refuse(node, str(error)) from None
         if name in _SHOWN:
             self.evidence.append(f"{name}({'; '.join(map(_shown, values))}) is {_shown(result)}")
+            self.steps.append(Step(name, tuple(node.args), tuple(values), result))
         return result
 
     def _lookup(self, node: ast.Call, name: str, values: list[Any], labels: dict[str, Any]) -> Any:
@@ -194,100 +223,7 @@ class _Evaluator:
             raise self.refuse(node, str(error)) from None
 
 
-def four_digits(value: float) -> str:
-    """`value` in four digits, with commas and without an exponent as long as it can be read: 65,410 and 0.0123."""
-    rounded = float(f"{value:.4g}")
-    return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e9 else f"{value:.4g}"
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_shown, value))}]"
     return four_digits(value) if isinstance(value, float) else str(value)
-
-
-def broadcast(function: Callable[[Any, Any], Any], left: Any, right: Any) -> Any:
-    """Apply to two numbers, or element by element where one or both are columns."""
-    if not isinstance(left, tuple) and not isinstance(right, tuple):
-        return function(left, right)
-    length = len(left if isinstance(left, tuple) else right)
-    left = left if isinstance(left, tuple) else (left,) * length
-    right = right if isinstance(right, tuple) else (right,) * length
-    return tuple(function(*pair) for pair in zip(left, right, strict=True))
-
-
-def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`min` or `max` over a column or over several values; of nothing it is undecided."""
-
-    def apply(*values: Any) -> Any:
-        elements = values[0] if len(values) == 1 and isinstance(values[0], tuple) else values
-        if not elements:
-            raise Undecided("no row to compare")
-        return function(elements)
-
-    return apply
-
-
-def _over_truths(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`all`, `any` or `count` over a column of truth values; of nothing it is undecided, not vacuously true."""
-
-    def apply(values: Any) -> Any:
-        if not isinstance(values, tuple) or not all(isinstance(value, bool) for value in values):
-            raise TypeError("expected a column of truth values")
-        if not values:
-            raise Undecided("no row to compare")
-        return function(values)
-
-    return apply
-
-
-def _ordered(compare: Callable[[float, float], bool]) -> Callable[[tuple[float, ...]], bool]:
-    def apply(values: tuple[float, ...]) -> bool:
-        if len(values) < 2:
-            raise Undecided("fewer than two rows to compare")
-        return all(compare(*pair) for pair in pairwise(values))
-
-    return apply
-
-
-def _dominated(x: Any, y: Any, x_by: Any, y_by: Any) -> tuple[bool, ...]:
-    others = list(zip(x_by, y_by, strict=True))
-    return tuple(any(dominates(other, point) for other in others) for point in zip(x, y, strict=True))
-
-
-def dominates(better: tuple[float, float], worse: tuple[float, float]) -> bool:
-    """Whether a point is no worse in both coordinates and better in one, less being better."""
-    return better != worse and better[0] <= worse[0] and better[1] <= worse[1]
-
-
-def _beats(x: Any, y: Any, x_by: Any, y_by: Any) -> bool:
-    others = list(zip(x_by, y_by, strict=True))
-    return all(value < rival for cost, value in zip(x, y, strict=True) for at, rival in others if cost <= at)
-
-
-def _mean(values: tuple[float, ...]) -> float:
-    if not values:
-        raise Undecided("no row to average")
-    return math.fsum(values) / len(values)
-
-
-def _abs(value: Any) -> Any:
-    return tuple(abs(element) for element in value) if isinstance(value, tuple) else abs(value)
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "min": _extreme(min),
-    "max": _extreme(max),
-    "all": _over_truths(all),
-    "any": _over_truths(any),
-    "count": _over_truths(sum),
-    "sum": math.fsum,
-    "mean": _mean,
-    "abs": _abs,
-    "len": len,
-    "log10": math.log10,
-    "increasing": _ordered(operator.lt),
-    "decreasing": _ordered(operator.gt),
-    "dominated": _dominated,
-    "beats": _beats,
-}

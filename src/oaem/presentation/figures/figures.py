@@ -1,4 +1,4 @@
-"""The five figures, each a pure function of metrics.csv and of the folder `paper/`.
+"""The figures, each a pure function of metrics.csv and of the folder `paper/`.
 
 A figure shows the paper's own numbers in a second panel where the grid is the paper's. Where a grid lacks the data, the
 panel says so in words. What to look for is in captions.yaml.
@@ -13,16 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from oaem.config.schema import Config
-from oaem.presentation.claims.expressions import dominates, four_digits
+from oaem.presentation.claims.values import dominates, four_digits
 from oaem.presentation.figures.drawing import MARKS, canvas, in_words, logarithmic, plain_ticks, save, styled
 from oaem.presentation.figures.labels import Label, place
+from oaem.presentation.figures.seeds import seeds
 from oaem.presentation.tables.build import Measurements, Table, fill
 from oaem.presentation.view import View, search_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FIGURES", "beam", "domains", "frontier", "gap", "save", "severity_rho"]
+__all__ = ["FIGURES", "beam", "domains", "frontier", "gap", "save", "seeds", "severity_rho"]
 BARS = {"ours": ("#1f4e79", ""), "paper": ("white", "////")}
 PANELS = {"ours": "This grid", "paper": "The paper"}
 
@@ -286,5 +287,12 @@ def severity_rho(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -
     return figure
 
 
-FIGURES = {"frontier": frontier, "gap": gap, "beam": beam, "domains": domains, "severity_rho": severity_rho}
+FIGURES = {
+    "seeds": seeds,
+    "frontier": frontier,
+    "gap": gap,
+    "beam": beam,
+    "domains": domains,
+    "severity_rho": severity_rho,
+}
 """Every figure by its name."""

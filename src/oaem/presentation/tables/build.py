@@ -4,6 +4,7 @@ Columns of a built table: the row labels; then for each numeric column NAME
 
     NAME_ours         our value, the mean over seeds
     NAME_std          only if the grid has several seeds: the sample standard deviation over them
+    NAME_low, _high   the same, for ratios: the 95 % t interval of their mean, both on logarithms, paired by seed
     NAME_paper        what the paper reports; empty if the cell is lost or this grid is not the paper's
     NAME_difference   ours - paper
 
@@ -23,6 +24,7 @@ from oaem.config.grid import Run
 from oaem.config.schema import Config
 from oaem.errors import UserError
 from oaem.presentation.claims import reported
+from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.cells import EVERY, NOT_APPLICABLE, Cell, Column, Layout, Number, Source
 from oaem.presentation.tables.layouts import EXTRA, TABLES, layout
 from oaem.presentation.view import View
@@ -40,12 +42,18 @@ _ROUND = 6  # decimals kept in files: far below any printed digit, far above the
 
 @dataclass(frozen=True)
 class Value:
-    """A filled cell; `missing` says why `ours` is None."""
+    """A filled cell; `missing` says why `ours` is None.
+
+    `numbers` has one a seed; `low` and `high` are the interval of a ratio.
+    """
 
     ours: Number | None = None
     std: float | None = None
     paper: Number | None = None
     missing: str = ""
+    numbers: tuple[float, ...] = ()
+    low: float | None = None
+    high: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -82,7 +90,8 @@ class Table:
     def _suffixes(self, column: Column) -> list[str]:
         if column.unit == "text":
             return ["ours", "paper"]
-        return ["ours", *(["std"] if self.many_seeds else []), "paper", "difference"]
+        spread = ["std", *(["low", "high"] if column.ratio else [])] if self.many_seeds else []
+        return ["ours", *spread, "paper", "difference"]
 
     def _names(self) -> list[str]:
         numeric = [f"{column.name}_{suffix}" for column in self.columns for suffix in self._suffixes(column)]
@@ -141,13 +150,19 @@ def build(name: str, metrics: pd.DataFrame, config: Config, paper_dir: Path | st
     return fill(name, Measurements(metrics), config, paper_dir).frame()
 
 
-def fill(name: str, measurements: Measurements, config: Config, paper_dir: Path | str) -> Table:
-    """The table `name` with its numbers, before it is flattened for a file."""
+def fill(
+    name: str, measurements: Measurements, config: Config, paper_dir: Path | str, seed: int | None = None
+) -> Table:
+    """The table `name` with its numbers, before it is flattened for a file; with `seed` as if no other had been run."""
     view = View(config)
     chosen = layout(name, config)
     values = []
     for row in chosen.rows:
-        filled = {key: evaluate_cell(cell, measurements) for key, cell in row.cells.items()}
+        cells = row.cells if seed is None else {key: cell.of_seed(seed) for key, cell in row.cells.items()}
+        filled = {key: evaluate_cell(cell, measurements) for key, cell in cells.items()}
+        for column in chosen.columns:
+            if column.ratio:
+                filled[column.key] = _paired(filled[column.key])
         if view.is_paper:
             for key, value in filled.items():
                 filled[key] = replace(value, paper=reported.value(paper_dir, name, row.labels, key))
@@ -155,7 +170,7 @@ def fill(name: str, measurements: Measurements, config: Config, paper_dir: Path 
     columns = chosen.columns
     for column in columns:
         if column.unit == "seconds":
-            columns = _with_unit(columns, column, values, view.is_paper)
+            columns = _with_unit(columns, column, values, view.is_paper, seed is None)
     return Table(chosen, columns, tuple(values), view.many_seeds)
 
 
@@ -179,15 +194,26 @@ def evaluate_cell(cell: Cell, measurements: Measurements) -> Value:
     if not real:
         return Value(numbers[0], missing=partly)
     std = statistics.stdev(real) if len(real) > 1 else None
-    return Value(statistics.fmean(real), std, missing=partly)
+    return Value(statistics.fmean(real), std, missing=partly, numbers=tuple(real))
+
+
+def _paired(value: Value) -> Value:
+    """A ratio's value as its seeds give it together; with one seed or none as it is."""
+    if len(value.numbers) < 2:
+        return value
+    seeds = ratio_spread(value.numbers)
+    return replace(value, ours=seeds.mean, low=seeds.low, high=seeds.high)
 
 
 def _with_unit(
-    columns: tuple[Column, ...], column: Column, values: list[dict[str, Value]], is_paper: bool
+    columns: tuple[Column, ...], column: Column, values: list[dict[str, Value]], is_paper: bool, whole: bool
 ) -> tuple[Column, ...]:
-    """Turn a column of seconds into hours (the paper's unit) or, while all of it is small, minutes, in place."""
+    """Turn a column of seconds into hours (the paper's unit) or, while all of it is small, minutes, in place.
+
+    A table of one seed alone always has minutes, so that seeds compare.
+    """
     known = [ours for row in values if isinstance(ours := row[column.key].ours, float)]
-    unit, seconds = ("h", 3600.0) if is_paper or max(known, default=0.0) >= SMALL_TIME else ("min", 60.0)
+    unit, seconds = ("h", 3600.0) if is_paper or (whole and max(known, default=0.0) >= SMALL_TIME) else ("min", 60.0)
     for row in values:
         value = row[column.key]
         ours = value.ours / seconds if isinstance(value.ours, float) else value.ours

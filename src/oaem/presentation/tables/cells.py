@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from oaem.config.grid import Run
@@ -49,16 +49,24 @@ class Cell:
     absent: str = ""
     constant: Number | None = None
 
+    def of_seed(self, seed: int) -> Cell:
+        """The same cell with the measurements of one seed alone, and those that no seed changes."""
+        return replace(self, sources={key: value for key, value in self.sources.items() if key in (seed, None)})
+
 
 @dataclass(frozen=True)
 class Column:
-    """A numeric column: `key` is the paper's name for it, `slug` what this grid's file calls it."""
+    """A numeric column: `key` is the paper's name for it, `slug` what this grid's file calls it.
+
+    Several seeds of a `ratio` (greedy over OA-EM of the same seed) are averaged as logarithms and have an interval.
+    """
 
     key: str
     header: str
     decimals: int = 2
     slug: str = ""
     unit: Literal["", "seconds", "text"] = ""
+    ratio: bool = False
 
     @property
     def name(self) -> str:
@@ -76,13 +84,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """A table without numbers."""
+    """A table without numbers; `model` is what its caption calls the model that stands in the paper's place."""
 
     name: str
     subject: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    model: str = ""
 
 
 def derive(function: Callable[..., float], *cells: Cell) -> Cell:

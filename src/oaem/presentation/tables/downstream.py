@@ -16,6 +16,8 @@ COLUMNS = (
     Column("winogrande", "WiGr", 3),
     Column("avg", "Avg", 3),
 )
+# The tables about another model than the first, and its place in the grid.
+MODELS = {"table13": 1, "table15": 2}
 ACCURACIES = tuple(column for column, _ in TASK_METRICS.values())
 
 
@@ -23,7 +25,7 @@ def slots(view: View) -> dict[str, Slot]:
     """Which model, rate and search point each of these tables is about."""
     chosen = {"table7": view.at_rate(0, "high")}
     chosen |= {f"table{8 + index}": view.search_point(index) for index in range(4)}
-    return chosen | {"table13": view.at_rate(1, "low"), "table15": view.at_rate(2, "low")}
+    return chosen | {name: view.at_rate(index, "low") for name, index in MODELS.items()}
 
 
 def downstream(view: View, name: str) -> Layout:
@@ -37,4 +39,5 @@ def downstream(view: View, name: str) -> Layout:
         cells["lambada_ppl"] = task(view, slot, init, "post_pv", "lambada_openai", "perplexity")
         cells["avg"] = average_accuracy(view, slot, init)
         rows.append(Row({"init": label}, cells))
-    return Layout(name, slot.subject, ("init",), COLUMNS, tuple(rows))
+    model = view.model(MODELS[name]).label if name in MODELS else ""
+    return Layout(name, slot.subject, ("init",), COLUMNS, tuple(rows), model)

@@ -17,8 +17,8 @@ def severity(view: View) -> Layout:
     columns = (
         Column("rho_min", "rho, smallest layer"),
         Column("rho_max", "rho, largest layer"),
-        Column("pre_ratio", "Greedy / OA-EM before PV", 3),
-        Column("post_ratio", "Greedy / OA-EM after PV", 3),
+        Column("pre_ratio", "Greedy / OA-EM before PV", 3, ratio=True),
+        Column("post_ratio", "Greedy / OA-EM after PV", 3, ratio=True),
     )
     rows = []
     for key in view.model_keys:
@@ -67,7 +67,7 @@ def headline(view: View) -> Layout:
     columns = (
         Column("fp16", "Unquantised"),
         *(Column(init, label) for init, label in view.inits.items()),
-        Column("ratio", "Ratio", 3),
+        Column("ratio", "Ratio", 3, ratio=True),
     )
     return Layout("headline", "", (*_SLOT_LABELS, "stage", "text", "role"), columns, tuple(rows))
 

@@ -23,14 +23,15 @@ HEADERS = {"init": "Init", "beam": "b", "epochs": "e", "model": "Model", "rate":
 def render(name: str, metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> str:
     """A table as Markdown: heading, what it is about, what it shows, its cells, and what is missing and why."""
     table = fill(name, Measurements(metrics), config, paper_dir)
-    beside_paper = View(config).is_paper
-    parts = [f"# {captions.heading(name)}"]
+    view = View(config)
+    parts = [f"# {captions.heading(name, table.layout.model)}"]
     if table.layout.subject:
         parts.append(f"{table.layout.subject}.")
-    parts += [captions.text(name), LEGEND if beside_paper else LEGEND_ALONE]
+    parts += [captions.text(name), LEGEND if view.is_paper else LEGEND_ALONE]
     parts.append(grid(header(table), body(table)))
     gaps = missing(table)
     parts.append("Missing:\n\n" + "\n".join(f"- {line}" for line in gaps) if gaps else "Nothing is missing.")
+    parts += [f"{note}." for note in view.notes()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -51,14 +52,20 @@ def body(table: Table) -> list[list[str]]:
 def cell(value: Value, column: Column) -> str:
     """One cell: ours, and in brackets the paper's and the difference."""
     ours = short_reason(value.missing) if value.ours is None else digits(value.ours, column)
-    if value.std is not None:
-        ours += f" ± {digits(value.std, column)}"
+    ours += extent(value, column)
     if value.paper is None:
         return ours
     beside = digits(value.paper, column)
     if value.difference is not None:
         beside += f"; {value.difference:+.{column.decimals}f}"
     return f"{ours} ({beside})"
+
+
+def extent(value: Value, column: Column) -> str:
+    """What follows a mean over seeds: a ratio's interval, another number's standard deviation, nothing for one seed."""
+    if value.low is not None and value.high is not None:
+        return f" [{digits(value.low, column)} to {digits(value.high, column)}]"
+    return "" if value.std is None else f" ± {digits(value.std, column)}"
 
 
 def short_reason(missing: str) -> str:
@@ -97,7 +104,7 @@ def claims(frame: pd.DataFrame) -> str:
     """claims.csv as Markdown."""
     rows = []
     for row in frame.to_dict("records"):
-        ours = f"undecided: {row['ours_evidence']}" if row["ours"] == "undecided" else row["ours"]
+        ours = f"undecided: {row['ours_in_words']}" if row["ours"] == "undecided" else row["ours"]
         rows.append([str(row["section"]), str(row["statement"]), str(row["paper"]), str(ours)])
     table = grid(["Section", "Statement", "On the paper's numbers", "On ours"], rows)
     return f"# {captions.heading('claims')}\n\n{captions.text('claims')}\n\n{table}\n"

@@ -18,7 +18,7 @@ def table4(view: View) -> Layout:
     columns = [
         Column(f"{when}_{init}", f"{headers[when]}: {label}") for when in STAGES for init, label in INIT_LABELS.items()
     ]
-    slots = [view.at_rate(0, "high"), *(view.at_rate(index, "low") for index in (0, 1, 2))]
+    slots = [view.at_rate(0, "high"), view.at_rate(0, "low"), *view.further_models()]
     rows = []
     for slot in slots:
         if not slot.label:
@@ -35,7 +35,7 @@ def table4(view: View) -> Layout:
 def table5(view: View) -> Layout:
     """Perplexity before PV-tuning on three domains and the ratio greedy / OA-EM (section 8)."""
     slot = view.at_rate(0, "low")
-    columns = (Column("baseline", "Baseline"), Column("oaem", "OA-EM"), Column("ratio", "Ratio"))
+    columns = (Column("baseline", "Baseline"), Column("oaem", "OA-EM"), Column("ratio", "Ratio", ratio=True))
     rows = []
     for role, benchmark, domain in _domains(view):
         baseline, oaem = (_domain_perplexity(view, slot, init, role) for init in INIT_LABELS)
@@ -92,7 +92,7 @@ def _before_and_after(view: View, name: str, index: int) -> Layout:
             cells[f"{when}_wiki2"] = perplexity(view, slot, init, stage, "far")
             cells[f"{when}_c4"] = perplexity(view, slot, init, stage, "in_domain", variants[when])
         rows.append(Row({"init": label}, cells))
-    return Layout(name, slot.subject, ("init",), tuple(columns), tuple(rows))
+    return Layout(name, slot.subject, ("init",), tuple(columns), tuple(rows), view.model(index).label)
 
 
 def table12(view: View) -> Layout:

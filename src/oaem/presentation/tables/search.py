@@ -46,7 +46,7 @@ def table2(view: View) -> Layout:
 
 def table3(view: View) -> Layout:
     """Average downstream accuracy after PV-tuning (section 6)."""
-    slots = view.search_points() + [view.at_rate(index, "low") for index in (1, 2)]
+    slots = view.search_points() + view.further_models()
     columns = (Column("greedy", "Greedy", 3), Column("oaem", "OA-EM", 3))
     rows = []
     for slot in slots:

@@ -10,7 +10,8 @@ from oaem.errors import UserError
 from oaem.evaluation.metrics import COLUMNS
 from oaem.presentation.claims import claims
 from oaem.presentation.claims.claims import TableCells
-from oaem.presentation.claims.expressions import FUNCTIONS, Undecided, dominates, evaluate, four_digits
+from oaem.presentation.claims.expressions import evaluate
+from oaem.presentation.claims.values import FUNCTIONS, Undecided, dominates, four_digits
 from tests.unit.presentation.paper_metrics import PAPER, invented, load, quantisation_only, values
 
 ROWS = [
@@ -153,7 +154,7 @@ def test_statements_that_translate_are_decided_on_another_grid() -> None:
 
 
 def test_a_size_is_judged_only_by_a_grid_with_the_papers_budgets() -> None:
-    small = load("config.yaml")
+    small = load("embedded-ten-runs.yaml")
     full = small.model_copy(
         update={"quantization": configuration.Quantization(calibration=small.quantization.calibration)}
     )
@@ -169,7 +170,7 @@ def test_a_size_is_judged_only_by_a_grid_with_the_papers_budgets() -> None:
 
 
 def test_a_verdict_follows_the_numbers() -> None:
-    config = load("config.yaml")
+    config = load("embedded-ten-runs.yaml")
     metrics = invented(config)
     before = claims.build(metrics, config, PAPER).set_index("id").loc["pre-pv-every-budget"]
     one = (metrics["init"] == "oaem") & (metrics["dataset"] == "boolq") & (metrics["beam_width"] == 1)

@@ -1,0 +1,88 @@
+"""The report's first lines: what the grid found in three sentences, and under which setting, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oaem.config.schema import Config
+from oaem.presentation.claims.values import four_digits
+from oaem.presentation.headline import Group
+from oaem.presentation.spread import ratio_spread
+from oaem.presentation.tables.build import Value
+from oaem.presentation.view import View, other_budgets, search_label
+
+
+def setting(config: Config) -> str:
+    """Model, geometry, search points, seeds, and whether the budgets are the paper's."""
+    view = View(config)
+    geometries = list(dict.fromkeys(run.geometry for run in view.runs))
+    shapes = [
+        f"{geometry.num_codebooks} codebooks of {geometry.nbits} bit over groups of {geometry.group_size} "
+        f"({geometry.bits_per_parameter:.4g} bpp)"
+        for geometry in geometries
+    ]
+    points = list(dict.fromkeys(search_label((run.beam_width, run.max_epochs)) for run in view.runs))
+    seeds = sorted({run.seed for run in view.runs})
+    parts = [
+        ", ".join(config.models[key].label for key in view.model_keys),
+        " or ".join(shapes),
+        " or ".join(points),
+        f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"one seed ({seeds[0]})",
+        "budgets smaller or other than the paper's" if other_budgets(config.quantization) else "the paper's budgets",
+    ]
+    return "; ".join(parts) + "."
+
+
+def sentences(found: Sequence[Group]) -> list[str]:
+    """At most three: the first rate before and after PV-tuning, and the last stage of another rate, search or model."""
+    if not found:
+        return []
+    first = [group for group in found if group.subject == found[0].subject]
+    rates = [group for group in found if group.model == found[0].model and group.rate != found[0].rate]
+    others = rates or [group for group in found if group.subject != found[0].subject]
+    last = [group for group in others if group.subject == others[0].subject][-1:]
+    told = [_sentence(group, found[0]) for group in (*first[:2], *last)]
+    return [text for text in told if text]
+
+
+def _sentence(group: Group, first: Group) -> str:
+    pairs = [(text, role, values) for text, role, values in group.texts if isinstance(values["ratio"].ours, float)]
+    if not pairs:
+        return ""
+    better = sum(float(values["ratio"].ours or 0) > 1 for _, _, values in pairs)
+    text, role, values = pairs[-1]
+    winner = "OA-EM" if 2 * better >= len(pairs) else "greedy"
+    on = better if winner == "OA-EM" else len(pairs) - better
+    model = "" if group.model == first.model else f"{group.model}, "
+    point = "" if group.point == first.point else f", {group.point}"
+    return (
+        f"{model}{'at' if model else 'At'} {group.rate}{point}, {group.stage.replace('PV', 'PV-tuning')}, "
+        f"{winner} has the lower perplexity on {_all_of(on, len(pairs), 'text')}: on {text} ({role}) "
+        f"OA-EM {_range(values['oaem'])}, greedy {_range(values['greedy'])}; {_ratio(values['ratio'])}"
+        f"{_excluded([each['ratio'] for _, _, each in pairs])}."
+    )
+
+
+def _ratio(value: Value) -> str:
+    seeds = ratio_spread(value.numbers)
+    if seeds.low is None or seeds.high is None:
+        return f"greedy / OA-EM is {seeds.mean:.3g} with one seed"
+    return f"greedy / OA-EM is {seeds.mean:.3g} (95 % interval {seeds.low:.3g} to {seeds.high:.3g}, {seeds.n} seeds)"
+
+
+def _excluded(ratios: Sequence[Value]) -> str:
+    """On how many texts the interval says which is better."""
+    known = [(value.low, value.high) for value in ratios if value.low is not None and value.high is not None]
+    if not known:
+        return ""
+    sure = sum(low > 1 or high < 1 for low, high in known)
+    return f", and the interval excludes 1 on {_all_of(sure, len(ratios), 'text')}"
+
+
+def _all_of(count: int, whole: int, noun: str) -> str:
+    return f"{count} of {whole} {noun}{'s' if whole > 1 else ''}"
+
+
+def _range(value: Value) -> str:
+    ends = dict.fromkeys((four_digits(min(value.numbers)), four_digits(max(value.numbers))))
+    return " to ".join(ends)
