@@ -62,3 +62,13 @@ def test_every_snakemake_command_in_the_readme_plans() -> None:
             continue  # the first needs results, the second the executor plug-in: both have tests of their own
         code, output = plan(*[word for word in words if word != "-n"])
         assert code == 0, f"{command}\n{output}"
+
+
+def test_the_grid_of_three_families_prints_its_plan_and_plans() -> None:
+    code, output = snakemake("--cores", "1", "plan", "--configfile", "config/three-models.yaml")
+    assert code == 0, output
+    assert "16 runs on h100" in output
+    code, output = plan("--profile", "a100", "all", "--configfile", "config/three-models.yaml")
+    assert code == 0, output
+    assert jobs_of(output, "model") == 4
+    assert jobs_of(output, "quantize_blocks") == 16

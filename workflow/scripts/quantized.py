@@ -4,17 +4,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from oaem.calibration.artefacts import check_blocks
+from oaem.calibration.artefacts import check_blocks, read_range
 from oaem.config.grid import Run
 from oaem.evaluation.metrics import write_metrics
 from oaem.evaluation.quantization import quantization_metrics
-from oaem.runtime.atomic import read_json, write_json
+from oaem.runtime.atomic import write_json
 from oaem.runtime.jobs import run_job
 from oaem.runtime.temporary import sweep
 
 
 def work(snakemake: Any) -> None:
-    ranges = [read_json(path) for path in snakemake.input.ranges]
+    ranges = [read_range(Path(path)) for path in snakemake.input.ranges]
     manifest = Path(snakemake.output.manifest)
     reports = [report for made in ranges for report in made["blocks"]]
     check_blocks(manifest.parent / "blocks", reports)

@@ -125,6 +125,37 @@ def block_report(folder: Path, index: int, fingerprint: str) -> dict[str, Any] |
     return dict(report)
 
 
+def read_range(manifest: Path) -> dict[str, Any]:
+    """What the job of a range of blocks wrote last; UserError if it is damaged.
+
+    A bit can flip in a text and leave it a text, so it is compared with the reports beside the blocks, but for times.
+    """
+    made = read_json(manifest)
+    try:
+        whole = all(_agrees(report, manifest.parent) for report in made["blocks"])
+        whole &= made["provenance"].keys() == made["blocks"][-1]["provenance"].keys()
+        whole &= made["fingerprint"] == made["blocks"][-1]["fingerprint"]
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{manifest}: cannot be read as JSON that agrees with the reports of its blocks; delete it and run the "
+            "same command again."
+        )
+    return dict(made)
+
+
+def _agrees(report: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a report says what stands beside its block; one that cannot be read is for `check_blocks` to tell."""
+    try:
+        own = read_json(block_path(folder, report["block"]).with_suffix(".json"))
+    except UserError:
+        return True
+    of_the_moment = ("provenance", "seconds")
+    kept = [{key: value for key, value in each.items() if key not in of_the_moment} for each in (report, own)]
+    return kept[0] == kept[1] and report.keys() == own.keys()
+
+
 def check_blocks(folder: Path, reports: Sequence[Mapping[str, Any]]) -> None:
     """UserError unless every block is there, in order, undamaged, and all were made under one fingerprint."""
     fingerprints = {report["fingerprint"] for report in reports}
