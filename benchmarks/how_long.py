@@ -21,15 +21,10 @@ from oaem.numerics.product import matrix_product
 from oaem.planning import layout
 from oaem.runtime.provenance import device_name
 
-# Processor minutes of the default grid, and the share and seconds of each kind of work, on both cores of a two-core
-# AMD EPYC (Zen 5) at once: docs/log.md, 2026-11-25.
-PROCESSOR_MINUTES = 12.0
-WORK: dict[str, tuple[float, float]] = {
-    "float32 products": (0.40, 0.25),
-    "bfloat16 products": (0.15, 0.25),
-    "passes": (0.20, 0.25),
-    "interpreter": (0.25, 0.25),
-}
+# Processor minutes of the default grid on two cores of an AMD EPYC (Zen 4), and what the probes together, each with the
+# share of its kind of work, took there with both cores busy: docs/log.md, 2026-11-25.
+PROCESSOR_MINUTES, REFERENCE = 17.0, 0.125
+SHARES = {"float32 products": 0.40, "bfloat16 products": 0.15, "passes": 0.20, "interpreter": 0.25}
 Probe = Callable[[], object]
 
 
@@ -63,7 +58,7 @@ def seconds_here(repetitions: int = 5) -> dict[str, float]:
 
 def slowdown(measured: dict[str, float]) -> float:
     """How many times as long as the reference machine this one takes; 1 for the reference itself."""
-    return sum(share * measured[name] / reference for name, (share, reference) in WORK.items())
+    return sum(share * measured[name] for name, share in SHARES.items()) / REFERENCE
 
 
 def all_cores(cores: int) -> dict[str, float]:
