@@ -17,7 +17,7 @@ from tests.workflow.conftest import Workflow, tiny_config, write_corpus
 
 RUN = "results/runs/tiny/2bpp-2x4g4/oaem/b4-e8/s42"
 RANGE = f"{RUN}/blocks/range-0000-0003.json"
-# The profile as it is; only its patience is meant for jobs of hours.
+# The profile as it is; only its patience, and the executor's (impatient.py), is meant for jobs of hours.
 SUBMIT = ["--profile", "slurm", "--cores", "8", "--slurm-init-seconds-before-status-checks", "1"]
 SUBMIT += ["--seconds-between-status-checks", "1"]
 LIMIT_SECONDS = 1200
@@ -62,7 +62,7 @@ class Submission:
 
     def __init__(self, workflow: Workflow, *arguments: str) -> None:
         self.folder = workflow.folder
-        self.process = workflow.start(*SUBMIT, *arguments)
+        self.process = workflow.start(*SUBMIT, *arguments, module="tests.slurm.impatient")
 
     def jobs(self, rule: str) -> list[dict[str, str]]:
         """What SLURM knows of the jobs of `rule`, oldest first."""

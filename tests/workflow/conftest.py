@@ -64,9 +64,9 @@ class Workflow:
         places = ("-s", ROOT / "Snakefile", "--directory", self.folder, "--configfile", self.folder / "config.yaml")
         return (*map(str, places), "--cores", "1", *more)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start snakemake in a process group of its own."""
-        command = [sys.executable, "-m", "snakemake", *self.arguments(*arguments)]
+    def start(self, *arguments: str, module: str = "snakemake", **options: Any) -> subprocess.Popen[str]:
+        """Start snakemake in a process group of its own; `module` is what Python runs."""
+        command = [sys.executable, "-m", module, *self.arguments(*arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options)

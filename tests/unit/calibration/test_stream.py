@@ -167,6 +167,7 @@ def test_targets_of_every_group_are_the_next_blocks_inputs(case: Case, monkeypat
     assert all(torch.equal(targets, job.stream.inputs(1)) for targets in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_blocks_in_any_order_and_alone_are_the_same_bytes(case: Case, epochs: int) -> None:
     case.tuning = BlockTuningSettings(epochs=epochs, lr=1e-3)
@@ -208,6 +209,7 @@ def stored(folder: Path) -> dict[str, str]:
     return {path.name: checksum(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", range(BLOCKS))
 def test_a_killed_stream_goes_on_to_the_same_bytes(case: Case, last: int) -> None:
     expected, sums = case.stream, stored(case.folder / "stream")

@@ -99,6 +99,7 @@ def export_case(name: str, make: Callable[[str, bool], Path], target: Path) -> t
     return source, state
 
 
+@pytest.mark.slow
 def test_reads_as_the_dense_model(tiny_model: Callable[[str, bool], Path], tmp_path: Path) -> None:
     """Same weights, but aqlm adds table entries group by group where the dense model multiplies: float32 rounding.
 

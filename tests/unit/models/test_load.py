@@ -48,6 +48,7 @@ print(json.dumps({name: grown(use) for name, use in uses.items()}))
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_below_a_copy_of_the_model(tmp_path: Path, tiny_llama: Path) -> None:
     """In a fresh process; the stored bfloat16 is read as float32, so that nothing can be a view of the file."""
     blocks = 8

@@ -179,6 +179,7 @@ def monkeypatched() -> Any:
     return pytest.MonkeyPatch.context()
 
 
+@pytest.mark.slow
 def test_killed_for_real_it_goes_on_to_the_same_bytes(
     model: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
