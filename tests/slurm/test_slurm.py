@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -140,6 +141,37 @@ def test_a_job_that_is_killed_on_its_node_is_told_of(submit: Submit, unquantised
     assert code != 0
     assert output.count(f"{log}: the job was ended in the middle of its work and could not say why (killed)") == 1
     assert "Traceback" not in output
+
+
+def test_a_tuning_of_two_ranks_asks_for_two_gpus_of_one_node(submit: Submit, local: Workflow, tmp_path: Path) -> None:
+    """The GPUs are fake, so the ranks compute on the CPU; what they leave is what two ranks leave on this machine."""
+    target = f"{RUN}/pv/manifest.json"
+    here = with_pv(local.copied(tmp_path / "here"))
+    code, output = here.run("--cores", "2", target)
+    assert code == 0, output
+    there = here.copied(tmp_path / "there")
+    shutil.rmtree(there.folder / RUN / "pv")
+    with submit(there, target, "--set-resources", "pv_tune:gpu=2") as submission:
+        code, output = submission.finish()
+    assert code == 0, output
+    (job,) = submission.jobs("pv_tune")
+    assert (job["JobState"], job["TresPerJob"], job["JOB_GRES"]) == ("COMPLETED", "gres:gpu:2", "gpu:2")
+    assert (job["NumNodes"], job["CPUs/Task"]) == ("1", "2")
+    log = (there.folder / f"logs/{RUN.removeprefix('results/')}/pv_tune.log").read_text()
+    assert len(re.findall(r"rank \d, process \d+, on cpu", log)) == 2
+    states = [sorted((each.folder / RUN / "pv").glob("*.safetensors")) for each in (here, there)]
+    assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
+    assert len(states[0]) == 3
+
+
+def with_pv(workflow: Workflow) -> Workflow:
+    """The same with a tuning of two ranks and four steps still to be made."""
+    text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 8}
+    workflow.config["pv"] = {
+        "text": text, "validation_text": {**text, "windows": 2}, "test": "far", "epochs": 1, "batch_size": 2, "gpus": 2,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    return workflow
 
 
 def test_a_job_over_its_time_limit_is_submitted_again_and_resumes(hanging: Hanging, local: Workflow) -> None:
