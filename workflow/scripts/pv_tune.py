@@ -32,7 +32,11 @@ def work(snakemake: Any) -> None:
         result = tune_run(tuning, devices, threads, Path(snakemake.log[0]))
         made_by = provenance.collect(devices[0], settings=settings, code=snakemake.params.code, seed=run.seed)
     seconds = {**result["seconds"], "total": math.fsum(result["seconds"].values())}
-    metrics = [Metric(run.model, "pv_tuning", phase, "seconds", spent, run) for phase, spent in sorted(seconds.items())]
+    several = {"gpus": gpus} if gpus > 1 else {}
+    metrics = [
+        Metric(run.model, "pv_tuning", phase, "seconds", spent, run, protocol=several)
+        for phase, spent in sorted(seconds.items())
+    ]
     write_metrics(snakemake.output.metrics, metrics, made_by)
     write_json(manifest, {**result, "provenance": made_by})
 
