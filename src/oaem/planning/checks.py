@@ -48,7 +48,7 @@ def enough_gpus(config: Config, granted: int | None, local: bool) -> None:
     if wanted == 1 or config.device == "cpu":
         return
     if config.device == "cuda" and granted is not None and granted < wanted:
-        raise UserError(too_few(wanted, f"Snakemake may use {granted} at once: give it --resources gpu={wanted}"))
+        raise UserError(too_few(wanted, f"Snakemake may use {granted} at once (--resources gpu={wanted})"))
     there = gpus_present() if local else None
     if there is not None and there < wanted and (there or config.device == "cuda"):
         raise UserError(too_few(wanted, f"this machine has {there}"))

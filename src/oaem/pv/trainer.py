@@ -123,7 +123,8 @@ class _Tuning:
         self.steps = self.per_epoch * job.settings.epochs
         self.progress: dict[str, Any] = {"step": 0, "losses": [], "epochs": [], "seconds": {}}
         with self.clock.phase("teacher"):  # first, because its blocks may be let go before the student comes
-            count = Progress("PV-tuning, teacher", len(tokens) // job.team.size, report=self.report)
+            own = len(range(job.team.rank, len(tokens), job.team.size))
+            count = Progress("PV-tuning, teacher", own, report=self.report)
             place, cache = placement.teacher, folder / "teacher.cache"
             self.teacher = Teacher(
                 job.model_folder, self.near_tokens, job.compute_dtype, job.device, place, cache, count.step, job.team

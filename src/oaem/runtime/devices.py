@@ -52,8 +52,8 @@ def claim_devices(wanted: str, locks: Path, count: int = 1) -> Iterator[list[str
 def too_few(count: int, found: str) -> str:
     """What to tell a user whose job wants more GPUs than there are."""
     return (
-        f"pv.gpus: {count} GPUs are to tune one model together, but {found}. Lower it, or take a machine that has "
-        "them; CUDA_VISIBLE_DEVICES or a scheduler may hide some."
+        f"pv.gpus: {count} GPUs are to tune one model together, but {found}. Lower pv.gpus, or take a machine that has "
+        "so many; CUDA_VISIBLE_DEVICES or a scheduler may hide some."
     )
 
 

@@ -28,6 +28,8 @@ TOLD, SAID = "told.json", "said-{}.json"
 # What torchrun takes for itself while it runs.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+# Torchrun asks the others of a rank that failed to end, and much later it kills them: that is no failure of theirs.
+SECONDS_OF_GRACE = 10
 PR_SET_PDEATHSIG = 1
 LOOPBACK = Path("/sys/class/net/lo")
 
@@ -54,8 +56,9 @@ def run_ranks(module: str, told: Mapping[str, Any], devices: Sequence[str], thre
         try:
             run(parse_args([*how, f"--log-dir={folder / 'torchrun'}", "--module", module, name]))
         except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            failed = _why(folder, codes, len(devices))
+            first = min(failure.timestamp for failure in error.failures.values())
+            soon = {rank: each for rank, each in error.failures.items() if each.timestamp - first < SECONDS_OF_GRACE}
+            failed = _why(folder, {rank: failure.exitcode for rank, failure in soon.items()}, len(devices))
         except SignalException as error:
             ended_by = error.sigval
     if ended_by == signal.SIGINT:
@@ -100,17 +103,19 @@ def _why(folder: Path, codes: Mapping[int, int], ranks: int) -> str:
     """
     files = (folder / SAID.format(rank) for rank in range(ranks))
     said = sorted((read_json(file) for file in files if file.exists()), key=lambda each: each["when"])
+    mendable = [each for each in said if each["mendable"]]
+    if mendable:
+        return str(mendable[0]["message"])
     dead = {rank: signal.Signals(-code) for rank, code in codes.items() if code < 0}
     struck = {rank: sign for rank, sign in dead.items() if sign != signal.SIGTERM} or (dead if not said else {})
-    mendable = [each for each in said if each["mendable"]]
-    if mendable or not struck:
-        return str((mendable or said or [{"message": f"ranks ended with exit codes {dict(codes)}"}])[0]["message"])
-    rank, sign = min(struck.items())
-    how = f"crashed ({sign.name}; the log shows where)" if sign in CRASHES else f"was killed ({sign.name})"
-    return (
-        f"rank {rank} of {ranks} {how}, and the others were stopped. Most often memory ran out: {USE_LESS}. On a "
-        f"cluster it may have been a limit (mem_mb, runtime) or somebody's cancel. {GO_ON}"
-    )
+    if struck:
+        rank, sign = min(struck.items())
+        how = f"crashed ({sign.name}; the log shows where)" if sign in CRASHES else f"was killed ({sign.name})"
+        return (
+            f"rank {rank} of {ranks} {how}, and the others were stopped. Most often memory ran out: {USE_LESS}. On a "
+            f"cluster it may have been a limit (mem_mb, runtime) or somebody's cancel. {GO_ON}"
+        )
+    return str(said[0]["message"]) if said else f"ranks ended with exit codes {codes} and did not say why"
 
 
 def _prepare(threads: int) -> None:

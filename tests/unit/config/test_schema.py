@@ -86,7 +86,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
 @pytest.mark.parametrize(
     ("device", "granted", "there", "told"),
     [
-        ("cuda", 1, None, r"Snakemake may use 1 at once: give it --resources gpu=2"),
+        ("cuda", 1, None, r"Snakemake may use 1 at once \(--resources gpu=2\)"),
         ("cuda", None, "0", r"this machine has 1"),
         ("cuda", 8, "", r"this machine has 0"),
         ("auto", 1, "0", r"this machine has 1"),

@@ -92,7 +92,7 @@ UNKNOWN = {"message": "unexpected RuntimeError: connection closed", "mendable": 
         ({0: 1, 1: -15}, {0: (1, UNKNOWN)}, "unexpected RuntimeError: connection closed"),
         ({0: 1, 1: 1}, {0: (2, UNKNOWN), 1: (1, {**UNKNOWN, "message": "unexpected first"})}, "unexpected first"),
         ({0: -15, 1: -15}, {}, "rank 0 of 2 was killed (SIGTERM)"),
-        ({0: 3}, {}, "ranks ended with exit codes {0: 3}"),
+        ({0: 3}, {}, "ranks ended with exit codes {0: 3} and did not say why"),
     ],
 )
 def test_the_cause_is_told_and_not_what_follows_from_it(
