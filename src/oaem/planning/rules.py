@@ -19,14 +19,15 @@ from oaem.errors import UserError
 from oaem.planning import layout
 from oaem.presentation import captions
 from oaem.presentation.tables.layouts import layout as layout_of
+from oaem.presentation.tables.layouts import shown
 from oaem.presentation.tables.needs import needs
 from oaem.presentation.view import View
 from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
-TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
-FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
+TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho", "rho_sweep"]
+FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho", "rho_sweep"]
 
 # Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
 # paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.
@@ -81,14 +82,16 @@ def resource(config: Config, rule: str, kind: str) -> int:
     return RESOURCES[rule][kind][gpus(config)]
 
 
-def table_files() -> list[str]:
-    """Every table, as CSV and as Markdown."""
-    return [f"{layout.RESULTS}/tables/{name}.{ending}" for name in TABLE_NAMES for ending in ("csv", "md")]
+def table_files(config: Config) -> list[str]:
+    """Every table of a grid's report, as CSV and as Markdown."""
+    names = shown(TABLE_NAMES, config)
+    return [f"{layout.RESULTS}/tables/{name}.{ending}" for name in names for ending in ("csv", "md")]
 
 
-def figure_files() -> list[str]:
-    """Every figure, as SVG and as PNG."""
-    return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in FIGURE_NAMES for ending in ("svg", "png")]
+def figure_files(config: Config) -> list[str]:
+    """Every figure of a grid's report, as SVG and as PNG."""
+    names = shown(FIGURE_NAMES, config)
+    return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in names for ending in ("svg", "png")]
 
 
 def gate(config: Config, run: str) -> list[str]:
