@@ -114,7 +114,7 @@ def _ranges(axes: Axes, points: list[Point], subject: str, named: bool) -> None:
     names = [f"{g.num_codebooks} × {g.nbits} bit over {g.group_size}: {p.bits:.2f} bits" for g, p in geometries.items()]
     axes.set_yticks(range(len(names)), names if named else [], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(f"rho of the layers, smallest to largest ({subject})", fontsize=8)
+    axes.set_xlabel(f"rho of the layers, smallest to largest\n{subject}")
     _rho_axis(axes, points)
 
 
