@@ -5,7 +5,7 @@ A ratio is greedy over OA-EM of one seed; several seeds are averaged as logarith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,42 +39,35 @@ class Trend:
         """At how many steps from one rung to the next the mean ratio grows."""
         return _growing([over.mean for over in self.spreads(stage, text)])
 
-    def growth(self, stage: str, text: str) -> str:
-        """The mean ratios, at how many steps they grow, where they are largest, and the same seed by seed."""
+    def steps(self, stage: str, text: str) -> str:
+        """At how many steps the ratio grows, in the mean and by seed, and where it is largest if not at the end."""
         means = [over.mean for over in self.spreads(stage, text)]
         shared = sorted(set.intersection(*(set(rung.ratios[stage, text]) for rung in self.rungs)))
         by_seed = [_growing([rung.ratios[stage, text][seed] for rung in self.rungs]) for seed in shared]
-        words = f"{', '.join(f'{mean:.3f}' for mean in means)}, {_steps(_growing(means), len(means) - 1)}"
-        if _growing(means) != len(means) - 1:
-            words += f" and is largest at {self.rungs[means.index(max(means))].name}"
-        seeds = ", ".join(f"{grown} with seed {seed}" for seed, grown in zip(shared, by_seed, strict=True))
-        return f"{words} (by seed: {seeds})"
+        words = f"{_growing(means)} of {len(means) - 1} (seeds: {', '.join(map(str, by_seed))})"
+        largest = self.rungs[means.index(max(means))]
+        return words if largest is self.rungs[-1] else f"{words}; largest at {largest.name}"
 
-    def growing_texts(self, stage: str, texts: Sequence[str]) -> str:
+    def growing_texts(self, stage: str, texts: Collection[str]) -> str:
         """On how many texts the mean ratio grows at every step."""
         whole = sum(self.growing(stage, text) == len(self.rungs) - 1 for text in texts)
         return _of(whole, len(texts), "text")
 
-    def sides(self, stage: str, text: str) -> str:
-        """At which rungs the interval lies above 1, below it, or holds it."""
-        spreads = self.spreads(stage, text)
-        tests: dict[str, Callable[[float, float], bool]] = {
-            "above 1 at": lambda low, high: low > 1,
-            "below 1 at": lambda low, high: high < 1,
-            "holds 1 at": lambda low, high: low <= 1 <= high,
-        }
-        parts = []
-        for words, test in tests.items():
-            names = [
-                rung.name
-                for rung, over in zip(self.rungs, spreads, strict=True)
-                if over.low is not None and over.high is not None and test(over.low, over.high)
-            ]
-            if names:
-                parts.append(f"{words} {_listed(names)}")
-        return ", ".join(parts)
+    def above(self, stage: str, text: str) -> str:
+        """At which rungs the whole interval lies above 1."""
+        return self._where(stage, text, lambda low, high: low > 1)
 
-    def wins(self, stage: str, texts: Sequence[str]) -> str:
+    def below(self, stage: str, text: str) -> str:
+        """At which rungs the whole interval lies below 1."""
+        return self._where(stage, text, lambda low, high: high < 1)
+
+    def _where(self, stage: str, text: str, test: Callable[[float, float], bool]) -> str:
+        pairs = zip(self.rungs, self.spreads(stage, text), strict=True)
+        known = [(rung.name, over.low, over.high) for rung, over in pairs]
+        names = [name for name, low, high in known if low is not None and high is not None and test(low, high)]
+        return ", ".join(names) or "none"
+
+    def wins(self, stage: str, texts: Collection[str]) -> str:
         """In how many comparisons of a stage OA-EM has the lower mean perplexity, and in how many with every seed."""
         found = [rung.ratios[stage, text] for rung in self.rungs for text in texts]
         mean = sum(ratio_spread(list(ratios.values())).mean > 1 for ratios in found)
@@ -90,9 +83,13 @@ class Trend:
         """Rungs whose codebooks and scales take more bits than their codes."""
         return [rung for rung in self.rungs if rung.true_bits > 2 * rung.code_bits]
 
-    def light_bits(self) -> str:
-        """The true bits of all other rungs, smallest to largest."""
-        bits = [rung.true_bits for rung in self.rungs if rung not in self.heavy()]
+    def light(self) -> Trend:
+        """The sweep without those: there the rate is nearly one also when everything stored is counted."""
+        return Trend([rung for rung in self.rungs if rung not in self.heavy()])
+
+    def bits(self) -> str:
+        """The smallest and the largest true bits."""
+        bits = [rung.true_bits for rung in self.rungs]
         return f"{min(bits):.2f} to {max(bits):.2f}"
 
     def lower_errors(self) -> str:
@@ -101,20 +98,15 @@ class Trend:
         return _of(lower, len(self.rungs), "geometry")
 
 
+def interval(over: Spread) -> str:
+    """A mean ratio with its interval, as pages print it."""
+    return f"{over.mean:.3f}" if over.low is None else f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
+
+
 def _growing(values: Sequence[float]) -> int:
     return sum(later > earlier for earlier, later in pairwise(values))
-
-
-def _steps(grown: int, steps: int) -> str:
-    if grown in (0, steps):
-        return f"{'grows' if grown else 'falls'} at each of {steps} steps"
-    return f"grows at {grown} of {steps} steps"
 
 
 def _of(count: int, whole: int, noun: str) -> str:
     many = {"geometry": "geometries"}.get(noun, f"{noun}s")
     return f"{count} of {whole} {noun if whole == 1 else many}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

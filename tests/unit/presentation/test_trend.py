@@ -27,30 +27,24 @@ FALLING = sweep({1: 2.0, 2: 2.1}, {1: 1.5, 2: 1.6}, {1: 1.1, 2: 1.2}, {1: 0.9, 2
 PEAKED = sweep({1: 0.9, 2: 0.91}, {1: 1.5, 2: 1.49}, {1: 1.4, 2: 1.3}, {1: 1.1, 2: 1.0})
 
 
-def test_growth_says_each_step_and_each_seed() -> None:
-    assert GROWING.growth(*FAR) == (
-        f"{(0.9 * 0.88) ** 0.5:.3f}, {(1.0 * 1.05 * 1.3) ** (1 / 3):.3f}, {(1.2 * 1.21) ** 0.5:.3f}, "
-        f"{2.4**0.5:.3f}, grows at each of 3 steps (by seed: 3 with seed 1, 2 with seed 2)"
-    )
-    assert "falls at each of 3 steps and is largest at 12 bit over 12 (by seed: 0 with" in FALLING.growth(*FAR)
-    assert "grows at 1 of 3 steps and is largest at 8 bit over 8" in PEAKED.growth(*FAR)
+def test_steps_are_counted_in_the_mean_and_by_seed() -> None:
+    assert GROWING.steps(*FAR) == "3 of 3 (seeds: 3, 2)", "the third seed of one rung has no partner on the others"
+    assert FALLING.steps(*FAR) == "0 of 3 (seeds: 0, 0); largest at 12 bit over 12"
+    assert PEAKED.steps(*FAR) == "1 of 3 (seeds: 1, 1); largest at 8 bit over 8"
     assert [each.growing_texts("pre_pv", ["far"]) for each in (GROWING, PEAKED)] == ["1 of 1 text", "0 of 1 text"]
 
 
-def test_sides_are_those_of_students_interval() -> None:
+def test_above_and_below_are_by_students_interval() -> None:
     for trend in (GROWING, FALLING, PEAKED):
-        expected: dict[str, list[str]] = {"above": [], "below": [], "holds": []}
+        above, below = [], []
         for rung in trend.rungs:
             logs = [math.log(ratio) for ratio in rung.ratios[FAR].values()]
             low, high = stats.t.interval(0.95, len(logs) - 1, sum(logs) / len(logs), stats.sem(logs))
-            expected["above" if low > 0 else "below" if high < 0 else "holds"].append(rung.name)
-        said = dict(part.split(" 1 at ") for part in trend.sides(*FAR).split(", ") if " 1 at " in part)
-        assert {word for word, names in expected.items() if names} == set(said)
-        for word, names in expected.items():
-            assert all(name in trend.sides(*FAR).split(f"{word} 1 at ")[1] for name in names)
-    assert sweep(*[{1: 1.2, 2: 1.201}] * 4).sides(*FAR) == (
-        "above 1 at 12 bit over 12, 8 bit over 8, 6 bit over 6 and 3 bit over 3"
-    )
+            above += [rung.name] if low > 0 else []
+            below += [rung.name] if high < 0 else []
+        assert trend.above(*FAR) == (", ".join(above) or "none")
+        assert trend.below(*FAR) == (", ".join(below) or "none")
+    assert FALLING.above(*FAR) != "none" != FALLING.below(*FAR)
 
 
 def test_ends_are_paired_by_seed() -> None:
@@ -65,5 +59,6 @@ def test_ends_are_paired_by_seed() -> None:
 def test_wins_bits_and_errors_are_counted() -> None:
     assert GROWING.wins("pre_pv", ["far"]) == "3 of 4 comparisons, with every seed in 2"
     assert [rung.name for rung in GROWING.heavy()] == ["12 bit over 12"]
-    assert GROWING.light_bits() == "2.02 to 2.15"
+    assert [GROWING.bits(), GROWING.light().bits()] == ["2.02 to 5.10", "2.02 to 2.15"]
+    assert [rung.name for rung in GROWING.light().rungs] == list(NAMES[1:])
     assert GROWING.lower_errors() == "0 of 4 geometries"

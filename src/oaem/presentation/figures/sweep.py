@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config
 from oaem.presentation.figures.drawing import canvas, in_words, logarithmic, styled
-from oaem.presentation.tables.build import Measurements, Table, Value, fill
+from oaem.presentation.spread import Spread, ratio_spread
+from oaem.presentation.tables.build import Measurements, Table, fill
 from oaem.presentation.view import search_label
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 # By distance from the calibration text: colour, marker and line tell the texts apart, any one of them alone.
 TEXT_MARKS = (("#1f4e79", "s", "-"), ("#b07a1a", "^", "--"), ("#a03c28", "o", ":"))
+LAYERS = ("rho_min", "rho", "rho_max", "true_bits")
 APART = 1.17  # marks of different texts at one rho stand beside each other
 
 
 class Point(NamedTuple):
-    """One geometry on one text: where it stands, and the ratio there."""
+    """One geometry on one text: where it stands, and the ratio there, one a seed and their spread."""
 
     geometry: Geometry
     text: str
@@ -31,7 +33,8 @@ class Point(NamedTuple):
     rho: float
     high: float
     bits: float
-    ratio: Value
+    ratios: tuple[float, ...]
+    over: Spread
 
 
 Panels = dict[str, dict[str, list[Point]]]
@@ -52,6 +55,7 @@ def rho_sweep(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> F
     grid = figure.add_gridspec(2 * len(sweeps), columns, height_ratios=[4, 1] * len(sweeps))
     for row, (subject, stages) in enumerate(sweeps.items()):
         beside = [point for points in stages.values() for point in points]
+        drawn = [stage for stage, points in stages.items() if points]
         for column, (stage, points) in enumerate(stages.items()):
             axes = figure.add_subplot(grid[2 * row, column])
             axes.set_title(stage.replace("PV", "PV-tuning"), pad=20)
@@ -59,7 +63,7 @@ def rho_sweep(metrics: pd.DataFrame, config: Config, paper_dir: Path | str) -> F
                 in_words(axes, f"{subject}: no pair of greedy\nand OA-EM has a perplexity {stage} yet.")
                 continue
             _ratios(axes, points, beside)
-            _ranges(figure.add_subplot(grid[2 * row + 1, column]), beside, subject, named=column == 0)
+            _ranges(figure.add_subplot(grid[2 * row + 1, column]), beside, subject, named=stage == drawn[0])
     return figure
 
 
@@ -72,11 +76,12 @@ def _panels(table: Table) -> Panels:
         point = search_label((int(labels["beam"] or 0), int(labels["epochs"] or 0)))
         stages = found.setdefault(f"{labels['model']} at {labels['rate']}, {point}", {})
         points = stages.setdefault(str(labels["stage"]), [])
-        numbers = [values[key].ours for key in ("rho_min", "rho", "rho_max", "true_bits")]
-        known = [number for number in numbers if isinstance(number, float)]
-        if len(known) == len(numbers) and values["ratio"].numbers:
+        known = [number for key in LAYERS if isinstance(number := values[key].ours, float)]
+        ratios = values["ratio"].numbers
+        if len(known) == len(LAYERS) and ratios:
             geometry = Geometry.parse(str(labels["geometry"]))
-            points.append(Point(geometry, str(labels["text"]), *known, values["ratio"]))
+            low, rho, high, bits = known
+            points.append(Point(geometry, str(labels["text"]), low, rho, high, bits, ratios, ratio_spread(ratios)))
     return found
 
 
@@ -87,17 +92,16 @@ def _ratios(axes: Axes, points: list[Point], beside: list[Point]) -> None:
         color, marker, line = TEXT_MARKS[index % len(TEXT_MARKS)]
         own = [point for point in points if point.text == text]
         places = [point.rho * APART ** (index - (len(texts) - 1) / 2) for point in own]
-        axes.plot(places, [point.ratio.ours for point in own], color=color, linestyle=line, linewidth=1.2)
+        axes.plot(places, [point.over.mean for point in own], color=color, linestyle=line, linewidth=1.2)
         for place, point in zip(places, own, strict=True):
-            if point.ratio.low is not None and point.ratio.high is not None:
-                axes.plot([place] * 2, [point.ratio.low, point.ratio.high], color=color, linewidth=4, alpha=0.25)
-            numbers = point.ratio.numbers
-            axes.scatter([place] * len(numbers), numbers, s=18, marker=marker, color=color, zorder=3)
+            if point.over.low is not None and point.over.high is not None:
+                axes.plot([place] * 2, [point.over.low, point.over.high], color=color, linewidth=4, alpha=0.25)
+            axes.scatter([place] * len(point.ratios), point.ratios, s=18, marker=marker, color=color, zorder=3)
         axes.plot([], [], color=color, marker=marker, markersize=4, linestyle=line, label=text)
     axes.axhline(1, color="black", linewidth=0.9)
     _rho_axis(axes, beside)
     # An interval of few seeds may be wider than all marks together: it may leave the panel, the marks may not.
-    numbers = [1.0, *(number for point in beside for number in point.ratio.numbers)]
+    numbers = [1.0, *(number for point in beside for number in point.ratios)]
     stretch = max((max(numbers) / min(numbers)) ** 0.35, 1.05)
     logarithmic(axes.yaxis, min(numbers) / stretch, max(numbers) * stretch)
     axes.set(ylabel="greedy / OA-EM perplexity")

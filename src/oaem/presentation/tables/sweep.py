@@ -64,7 +64,9 @@ def _layers(view: View, slot: Slot) -> dict[str, Cell]:
         "true_bits": Cell({None: (Source(first, "layers", "layers", "all", "true_bits"),)}),
     }
     for init, found in runs.items():
-        sources = {run.seed: (layer_statistic(run, "relative_error"),) for run in found}
+        sources: dict[int | None, tuple[Source, ...]] = {
+            run.seed: (layer_statistic(run, "relative_error"),) for run in found
+        }
         absent = "" if found else f"no such run with {init}"
         cells[f"error_{init}"] = Cell(sources, average, absent)
     return cells
