@@ -44,7 +44,7 @@ class Trend:
         means = [over.mean for over in self.spreads(stage, text)]
         shared = sorted(set.intersection(*(set(rung.ratios[stage, text]) for rung in self.rungs)))
         by_seed = [_growing([rung.ratios[stage, text][seed] for rung in self.rungs]) for seed in shared]
-        words = f"{_growing(means)} of {len(means) - 1} (seeds: {', '.join(map(str, by_seed))})"
+        words = f"{_growing(means)} of {len(means) - 1} ({', '.join(map(str, by_seed))})"
         largest = self.rungs[means.index(max(means))]
         return words if largest is self.rungs[-1] else f"{words}; largest at {largest.name}"
 

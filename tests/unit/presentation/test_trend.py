@@ -28,9 +28,9 @@ PEAKED = sweep({1: 0.9, 2: 0.91}, {1: 1.5, 2: 1.49}, {1: 1.4, 2: 1.3}, {1: 1.1, 
 
 
 def test_steps_are_counted_in_the_mean_and_by_seed() -> None:
-    assert GROWING.steps(*FAR) == "3 of 3 (seeds: 3, 2)", "the third seed of one rung has no partner on the others"
-    assert FALLING.steps(*FAR) == "0 of 3 (seeds: 0, 0); largest at 12 bit over 12"
-    assert PEAKED.steps(*FAR) == "1 of 3 (seeds: 1, 1); largest at 8 bit over 8"
+    assert GROWING.steps(*FAR) == "3 of 3 (3, 2)", "the third seed of one rung has no partner on the others"
+    assert FALLING.steps(*FAR) == "0 of 3 (0, 0); largest at 12 bit over 12"
+    assert PEAKED.steps(*FAR) == "1 of 3 (1, 1); largest at 8 bit over 8"
     assert [each.growing_texts("pre_pv", ["far"]) for each in (GROWING, PEAKED)] == ["1 of 1 text", "0 of 1 text"]
 
 
