@@ -1,4 +1,4 @@
-"""docs/findings.md and its figure, made of archived measurements alone: `python -m oaem.presentation.findings`.
+"""docs/findings.md and its figures, made of archived measurements alone: `python -m oaem.presentation.findings`.
 
 The page's text is docs/findings.md.j2, in which every measured number is a call of a function of `Numbers`; a test
 holds the page to the archive.
@@ -106,7 +106,7 @@ class Numbers:
 
     def seeds(self, label: str) -> str:
         """The seeds of a case's pairs before PV-tuning."""
-        return "/".join(map(str, self.ratios(label, "pre_pv", "boolq")))
+        return ", ".join(map(str, self.ratios(label, "pre_pv", "boolq")))
 
     def better(self, label: str, stage: str, text: str) -> str:
         """With how many seeds OA-EM has the lower perplexity."""
@@ -235,7 +235,7 @@ def sweep_figure(archives: Path, config: Config) -> Figure:
 
 
 def write(root: Path) -> None:
-    """Write the page and its figure below the root of the repository."""
+    """Write the page and its figures below the root of the repository."""
     archives, config = root / "archive", load(root / "config" / "rho-sweep.yaml")
     write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", archives))
     save(figure(archives), root / "docs" / "figures" / "findings.svg")
