@@ -38,6 +38,8 @@ RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
     "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
+    "layer_exchange": {"mem_mb": (4000, 48000), "runtime": (120, 120)},
+    "error_directions": {"mem_mb": (4000, 32000), "runtime": (60, 60)},
     "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
 
@@ -122,6 +124,14 @@ def calibration_tokens(run: str) -> str:
     """The calibration tokens of a run."""
     point = Run.parse(run)
     return layout.tokens(point.model, f"calibration-s{point.seed}")
+
+
+def pair(run: str) -> list[str]:
+    """The blocks of a run and those of the greedy run that it is compared with; UserError if it is that one."""
+    point = Run.parse(run)
+    if point.init == "greedy":
+        raise UserError(f"results/{run}/…: a comparison with greedy is asked of another initialisation's run, oaem's.")
+    return [layout.quantized(each.path) for each in (point, point.partner("greedy"))]
 
 
 def evaluation_tokens(config: Config, subject: str) -> list[str]:
