@@ -47,6 +47,31 @@ def test_the_tiny_grid_runs_and_then_has_nothing_to_do(finished: Workflow, tmp_p
     assert "Nothing to be done" in output
 
 
+def test_a_pair_of_runs_is_compared_layer_by_layer(finished: Workflow, tmp_path: Path) -> None:
+    """Of a run and its greedy partner; a model with nothing exchanged is the one that was measured, to the bit."""
+    workflow = finished.copied(tmp_path / "pair")
+    oaem, greedy = sorted((run for run in parse(workflow.config).runs()), key=lambda run: run.init == "greedy")
+    folder = workflow.folder / "results" / oaem.path / "metrics"
+    wanted = [f"results/{oaem.path}/metrics/{kind}.json" for kind in ("exchange", "directions")]
+    code, output = workflow.run(*wanted)
+    assert code == 0, output
+    rows = json.loads((folder / "exchange.json").read_text())["metrics"]
+    parts = {json.loads(row["protocol"])["part"] for row in rows}
+    assert len(parts) == 1 + 7 + 3
+    assert len(rows) == len(parts) * 2 * 2
+    for run in (oaem, greedy):
+        measured = json.loads((workflow.folder / "results" / run.path / "metrics/pre_pv-perplexity.json").read_text())
+        own = {row["dataset"]: row["value"] for row in measured["metrics"]}
+        unchanged = [row for row in rows if json.loads(row["protocol"])["part"] == "nothing"]
+        assert own == {row["dataset"]: row["value"] for row in unchanged if row["init"] == run.init}
+    rows = json.loads((folder / "directions.json").read_text())["metrics"]
+    assert len(rows) == 6 * 7 * 3 * 2
+    code, output = workflow.run(f"results/{greedy.path}/metrics/exchange.json")
+    assert code != 0
+    assert "runs are compared with the greedy one" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_qwen2_with_biases_runs_through(
     tmp_path: Path, tiny_model: Callable[[str, bool], Path], corpus_folder: Path, tied: bool

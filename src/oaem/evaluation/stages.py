@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from oaem.calibration.artefacts import QuantizedState, load_blocks, load_state, tensors_checksum, to_dense
+from oaem.config.grid import Run
 from oaem.errors import UserError
 from oaem.models.load import load_model
 from oaem.models.precision import compute_dtype
@@ -26,6 +27,14 @@ def measured_with(run: str, stage: str) -> dict[str, list[str]]:
     for name in PV_STAGES:
         same.setdefault(tensors_checksum(_tuned(run, name)), []).append(name)
     return {names[0]: names for names in same.values()}
+
+
+def compared(path: str) -> tuple[Run, Run]:
+    """The run at `path` and the greedy one of the same grid point; UserError if it is that one."""
+    run = Run.parse(path)
+    if run.init == "greedy":
+        raise UserError(f"{path}: runs are compared with the greedy one of their grid point; name another's, oaem's.")
+    return run, run.partner("greedy")
 
 
 def assemble(subject: str, stage: str, manifest: Path, device: str) -> Any:

@@ -139,11 +139,10 @@ def calibration_tokens(run: str) -> str:
 
 
 def pair(run: str) -> list[str]:
-    """The blocks of a run and those of the greedy run that it is compared with; UserError if it is that one."""
+    """The blocks of a run and of the greedy one that it is compared with; nothing if it is that one, which is refused
+    by the job itself: what fails while jobs are planned ends in a traceback."""
     point = Run.parse(run)
-    if point.init == "greedy":
-        raise UserError(f"results/{run}/…: a comparison with greedy is asked of another initialisation's run, oaem's.")
-    return [layout.quantized(each.path) for each in (point, point.partner("greedy"))]
+    return [] if point.init == "greedy" else [layout.quantized(each.path) for each in (point, point.partner("greedy"))]
 
 
 def evaluation_tokens(config: Config, subject: str) -> list[str]:
