@@ -15,7 +15,7 @@ from oaem.pv.kernels.cuda.embeddings import StudentEmbedding
 from oaem.pv.lamb import Lamb, lamb_step, lamb_step_reference
 from oaem.pv.loss import backward_kl, kl_divergence_reference
 from oaem.pv.optimizer import PVOptimizer
-from oaem.pv.plan import Placement
+from oaem.pv.plan import TOKENS_AT_ONCE, Placement
 from oaem.pv.products import add_product
 from oaem.pv.straight_through import reencode, reencode_reference
 from oaem.pv.student import Student
@@ -56,7 +56,7 @@ def test_tuned_twice_and_once_interrupted_it_leaves_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model(tmp_path / "model", **SHAPE)
-    monkeypatch.setattr("oaem.pv.plan.TOKENS_AT_ONCE", 2 * WINDOW)
+    monkeypatch.setitem(TOKENS_AT_ONCE, "cuda", 2 * WINDOW)
     whole = run_on_device(model, tmp_path / "whole", Placement())
     assert whole["epochs"][2]["loss"] < whole["epochs"][0]["loss"]
     assert whole["epochs"][2]["codes_changed"] > 0

@@ -15,9 +15,10 @@ from oaem.pv.teacher import TeacherPlace
 from oaem.pv.team import PIECE
 
 Place = Literal["device", "host", "disk"]
-# Short sequences share a forward pass up to this many: products as large as a processor likes, and what is as large as
-# the vocabulary (the head's cast and gradient) once for all of them. The paper's sequences are longer: one at a time.
-TOKENS_AT_ONCE = 512
+# Short sequences share a forward pass up to this many tokens, by kind of device: products as large as a processor likes,
+# what is as large as the vocabulary (the head's cast and gradient) once for all of them, and on a GPU launches that do not
+# outnumber the work. The paper's sequences are as long: one at a time.
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ def memory_plan(
     shared = host_bytes is None
     offloads = [(False, False)] if shared else [(False, False), (True, False), (True, True)]
     places: list[TeacherPlace] = ["memory", "disk", "live"] if settings.gpus == 1 else ["disk", "live"]
+    device = "cpu" if shared else "cuda"
     plans = [
-        plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload))
+        plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload), device)
         for offload in offloads
         for place in places
     ]
@@ -151,8 +153,9 @@ def plan_for(
     window: int,
     compute_bytes: int,
     placement: Placement,
+    device: str = "cuda",
 ) -> Plan:
-    """Every part of a tuning under `placement`."""
+    """Every part of a tuning under `placement` on a device of that kind."""
     rows = sum(rows for rows, _ in shape.linears)
     entries = geometry.num_codebooks * geometry.codebook_size * geometry.group_size
     tables = shape.blocks * (entries * len(shape.linears) + rows)
@@ -160,7 +163,7 @@ def plan_for(
     continuous = shape.unquantised + tables
     buffer_copies = 3 if settings.code_beta1 else 2
     moment_copies = 2 if settings.beta1 else 1
-    tokens = sequences_at_once(settings, window) * window
+    tokens = sequences_at_once(settings, window, device) * window
     backward = _activations(shape, settings, tokens, compute_bytes) + _logits(shape, settings, tokens, compute_bytes)
     workspace = _workspace(shape, settings, placement, buffer_copies, moment_copies)
     own_buffers, own_moments = _share(shape, tables, 4 * buffer_copies, 4 * moment_copies, placement, settings.gpus)
@@ -191,9 +194,9 @@ def plan_for(
     return Plan(placement, tuple(items), settings.gpus)
 
 
-def sequences_at_once(settings: PVTuning, window: int) -> int:
-    """Sequences of a forward pass: one, or as many short ones as make TOKENS_AT_ONCE tokens."""
-    return min(settings.batch_size // settings.gpus, max(1, TOKENS_AT_ONCE // window))
+def sequences_at_once(settings: PVTuning, window: int, device: str) -> int:
+    """Sequences of a forward pass: one, or as many short ones as make TOKENS_AT_ONCE tokens on that kind of device."""
+    return min(settings.batch_size // settings.gpus, max(1, TOKENS_AT_ONCE[device] // window))
 
 
 def _share(

@@ -159,7 +159,7 @@ class _Tuning:
         with self.clock.phase("tuning"):
             self.student.clear_gradients()
             batch = self.job.team.share(self._batch(step))
-            at_once = sequences_at_once(self.job.settings, self.tokens.shape[1])
+            at_once = sequences_at_once(self.job.settings, self.tokens.shape[1], self.job.device.split(":")[0])
             shares = [self._backward(batch[first : first + at_once]) for first in range(0, len(batch), at_once)]
             self.optimizer.collect()
             loss = self._finite_loss(step, float(torch.stack(shares).sum()))

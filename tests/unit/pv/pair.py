@@ -89,7 +89,7 @@ def work(told: dict[str, str], device: str) -> None:
         resumed(model, place, ours)
         result = run_toy(model, place / "stopped", team=ours, **NEAR)  # a finished one, which is found on every rank
         (place / f"result-{ours.rank}.json").write_text(json.dumps(result))
-        plan.TOKENS_AT_ONCE = 1
+        plan.TOKENS_AT_ONCE[ours.device] = 1
         run_toy(model, place / "exact", team=ours, **EXACT)
 
 

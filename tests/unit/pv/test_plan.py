@@ -76,10 +76,12 @@ def test_choices_move_and_change_items() -> None:
 
 def test_short_sequences_share_a_forward_pass_and_its_memory() -> None:
     settings = make_settings(batch_size=32)
-    assert [sequences_at_once(settings, window) for window in (4096, 512, 300, 128, 10)] == [1, 1, 1, 4, 32]
+    assert [sequences_at_once(settings, window, "cpu") for window in (4096, 512, 300, 128, 10)] == [1, 1, 1, 4, 32]
+    assert [sequences_at_once(settings, window, "cuda") for window in (8192, 4096, 1024, 300)] == [1, 1, 4, 13]
     name = "activations and logits, or a step's workspace"
-    plans = [plan_for(LLAMA_8B, GEOMETRY, settings, 9, window, 2, Placement()) for window in (128, 512)]
-    assert len({item.bytes for plan in plans for item in plan.items if item.name == name}) == 1
+    for device, windows in (("cpu", (128, 512)), ("cuda", (1024, 4096))):
+        plans = [plan_for(LLAMA_8B, GEOMETRY, settings, 9, window, 2, Placement(), device) for window in windows]
+        assert len({item.bytes for plan in plans for item in plan.items if item.name == name}) == 1
 
 
 def test_llama_8b_fits_one_80_gb_gpu_by_offloading() -> None:

@@ -62,7 +62,7 @@ def test_where_sums_have_one_order_two_ranks_leave_the_bits_of_one_device(
     model: Path, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything: losses, perplexities, codes and all else that is tuned. Only the fingerprint knows of the ranks."""
-    monkeypatch.setattr(plan, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setitem(plan.TOKENS_AT_ONCE, "cpu", 1)
     alone, ours = run_toy(model, tmp_path, **EXACT), read(pair / "exact" / outcomes.RESULT)
     assert ours["losses"] == alone["losses"]
     for one, other in zip(ours["epochs"], alone["epochs"], strict=True):

@@ -110,7 +110,7 @@ def test_sequences_of_a_batch_go_together_or_one_by_one(
     """The same loss and gradients, up to the order of float32 sums: 1e-6, and 1e-4 of a gradient's largest entry."""
     found = []
     for tokens_at_once in (1024, 2 * pv_toy.WINDOW, 1):
-        monkeypatch.setattr(plan, "TOKENS_AT_ONCE", tokens_at_once)
+        monkeypatch.setitem(plan.TOKENS_AT_ONCE, "cpu", tokens_at_once)
         job = make_job(model)
         run = trainer._Tuning(job, Placement(), make_state(model), make_tokens(), tmp_path, "x", lambda line: None)
         run.optimizer.step = lambda step: 0  # type: ignore[method-assign, assignment]
