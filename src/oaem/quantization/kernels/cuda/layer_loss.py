@@ -13,6 +13,8 @@ together: D H = D_high H_high + D_low H_high + D_high H_low, one product over st
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import triton
 import triton.language as tl
@@ -96,6 +98,27 @@ class SplitLayerLoss(LayerLoss):
             self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
         )
 
+    def sums(self, codebooks: Tensor, row_scales: Tensor, *, loss: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What `gradient_sums` gives for this layer."""
+        parts = (self.weight, self.stacked_hessian, self.codes, self.order)
+        return gradient_sums(*parts, codebooks, row_scales, loss=loss)
+
+    def twin(self) -> SplitLayerLoss:
+        """The same in tensors of its own, with all that `sums` reads and no more."""
+        twin = copy(self)
+        twin.weight, twin.codes, twin.stacked_hessian = (
+            part.clone() for part in (self.weight, self.codes, self.stacked_hessian)
+        )
+        twin.hessian, twin.order = torch.empty(0), self.order.twin()
+        return twin
+
+    def take(self, other: SplitLayerLoss) -> None:
+        """Become `other`, a layer of the same shape, in the tensors that are there, as far as `sums` reads them."""
+        self.weight.copy_(other.weight)
+        self.codes.copy_(other.codes)
+        self.stacked_hessian.copy_(other.stacked_hessian)
+        self.order.take(other.order)
+
 
 def split_hessian(hessian: Tensor) -> Tensor:
     """The right operand of the product, bfloat16 [3 in, in], for `hessian` [in, in]: high, high, low."""
@@ -116,6 +139,27 @@ def loss_and_gradients_triton(
     weight [out, in], codebooks and row_scales float32 and contiguous, stacked_hessian from `split_hessian`, `order` of
     the codes.
     """
+    out = len(weight)
+    partial, slopes, losses = gradient_sums(weight, stacked_hessian, codes, order, codebooks, row_scales, loss=True)
+    tables = partial.sum(0, dtype=torch.float64).float()
+    return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
+
+
+def gradient_sums(
+    weight: Tensor,
+    stacked_hessian: Tensor,
+    codes: Tensor,
+    order: SortedCodes,
+    codebooks: Tensor,
+    row_scales: Tensor,
+    *,
+    loss: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What loss and gradients are sums of, in four launches and times out / 2, the loss times out.
+
+    Returns parts [chunks, M, K, g] of the gradient by codebooks, the gradient by row scales [out], and with `loss` each
+    row's share of it [out], which is empty without. Arguments as above.
+    """
     out, columns = weight.shape
     difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
     shape = {"M": len(codebooks), "K": codebooks.shape[1], "g": codebooks.shape[2], "N": TILE}
@@ -123,10 +167,10 @@ def loss_and_gradients_triton(
         codes, codebooks, row_scales, weight, difference, columns, **shape, SPLIT=True
     )
     product = _product(difference, stacked_hessian)
-    slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
-    _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=True)
-    tables = order.sums(product, row_scales)
-    return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
+    slopes = torch.empty_like(row_scales)
+    losses = torch.empty_like(row_scales) if loss else slopes.new_empty(0)
+    _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=loss)
+    return order.partial_sums(product, row_scales), slopes, losses
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

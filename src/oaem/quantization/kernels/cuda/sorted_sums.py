@@ -10,6 +10,8 @@ The order of every sum is fixed, so every run gives the same bits.
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import triton
 import triton.language as tl
@@ -64,6 +66,10 @@ class SortedCodes:
 
         values: floating point [out, in]. row_scales: float32 [out].
         """
+        return self.partial_sums(values, row_scales).sum(0, dtype=torch.float64).float()
+
+    def partial_sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
+        """The same for each chunk of groups by itself, [chunks, M, K, g]."""
         values = values.contiguous()
         group_size = values.shape[1] // self.row_groups
         partial = torch.empty(*self.shape, group_size, device=values.device)
@@ -71,4 +77,15 @@ class SortedCodes:
             values, row_scales.contiguous(), self.places, self.starts, partial, self.row_groups,
             g=group_size, G=triton.next_power_of_2(group_size), N=TILE, num_warps=1,
         )  # fmt: skip
-        return partial.sum(0, dtype=torch.float64).float()
+        return partial
+
+    def twin(self) -> SortedCodes:
+        """The same in tensors of its own."""
+        twin = copy(self)
+        twin.places, twin.starts = self.places.clone(), self.starts.clone()
+        return twin
+
+    def take(self, other: SortedCodes) -> None:
+        """Become `other`, of codes of the same shape, in the tensors that are there."""
+        self.places.copy_(other.places)
+        self.starts.copy_(other.starts)
