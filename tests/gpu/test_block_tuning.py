@@ -18,6 +18,8 @@ from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.kernels.cuda.attention import causal_attention
+from oaem.quantization.kernels.cuda.gated import gated
+from oaem.quantization.kernels.cuda.rotary import rotary, rotate
 from oaem.quantization.linear import QuantizedLinear
 
 pytestmark = [
@@ -126,3 +128,35 @@ def test_causal_attention_and_its_gradients(tokens: int, width: int) -> None:
     for _ in range(5):
         assert all(map(torch.equal, gradients, torch.autograd.grad(found, parts, incoming, retain_graph=True)))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "tokens", "width"), [(9, 3, 200, 64), (4, 4, 33, 24)])
+def test_the_rotary_embedding_and_its_gradients(heads: int, key_heads: int, tokens: int, width: int) -> None:
+    """Of bfloat16 states as products leave them: rounded once."""
+    draws = torch.Generator("cuda").manual_seed(0)
+    parts = [
+        torch.randn(2, tokens, count, width, generator=draws, device="cuda").bfloat16().transpose(1, 2).requires_grad_()
+        for count in (heads, key_heads)
+    ]
+    cos, sin = torch.randn(2, 1, tokens, width, generator=draws, device="cuda")
+    found = rotary(*parts, cos, sin)
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    expected = [rotate(part, cos.double(), sin.double()) for part in exact]
+    incoming = [torch.randn(part.shape, generator=draws, device="cuda").bfloat16() for part in parts]
+    gradients = torch.autograd.grad(found, parts, incoming)
+    exact_gradients = torch.autograd.grad(expected, exact, [part.double() for part in incoming])
+    for ours, wanted in zip((*found, *gradients), (*expected, *exact_gradients), strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)
+
+
+def test_the_gate_and_its_gradients() -> None:
+    draws = torch.Generator("cuda").manual_seed(0)
+    parts = [3 * torch.randn(1, 200, 1536, generator=draws, device="cuda") for _ in range(3)]
+    gate, up, incoming = (part.bfloat16() for part in parts)
+    exact = [part.double().requires_grad_() for part in (gate, up)]
+    expected = functional.silu(exact[0]) * exact[1]
+    exact_gradients = torch.autograd.grad(expected, exact, incoming.double())
+    found = gated(gate.requires_grad_(), up.requires_grad_())
+    gradients = torch.autograd.grad(found, (gate, up), incoming)
+    for ours, wanted in zip((found, *gradients), (expected, *exact_gradients), strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)

@@ -19,19 +19,22 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from oaem.quantization.kernels.cuda.attention import fused_attention
+from oaem.quantization.kernels.cuda.gated import gated_forward, is_gated
 from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton, scale_gradients_triton
+from oaem.quantization.kernels.cuda.rotary import fused_rotary
 from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 from oaem.quantization.linear import QuantizedLinear
 
 
 @contextmanager
 def mixed_precision(block: nn.Module) -> Iterator[None]:
-    """Let the linears, RMS norms and attention of `block`, on a CUDA device, work as described above.
+    """Let the linears, RMS norms, gates and attention of `block`, on a CUDA device, work as described above.
 
     The codes of its quantised linears must not change meanwhile.
     """
     with ExitStack() as stack:
         stack.enter_context(fused_attention(block))
+        stack.enter_context(fused_rotary(block))
         for module in block.modules():
             forward = _forward_of(module)
             if forward is not None:
@@ -50,7 +53,7 @@ def _forward_of(module: nn.Module) -> Callable[[Tensor], Tensor] | None:
     # Gemma's, which multiplies by 1 + weight, calls it `eps`, and goes its own way in float32.
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return partial(_rms_norm, module)
-    return None
+    return partial(gated_forward, module) if is_gated(module) else None
 
 
 def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:

@@ -66,7 +66,8 @@ class SortedCodes:
 
         values: floating point [out, in]. row_scales: float32 [out].
         """
-        return self.partial_sums(values, row_scales).sum(0, dtype=torch.float64).float()
+        partial = self.partial_sums(values, row_scales)
+        return partial.sum(0, dtype=torch.float64).float() if len(partial) > 1 else partial[0]
 
     def partial_sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
         """The same for each chunk of groups by itself, [chunks, M, K, g]."""
