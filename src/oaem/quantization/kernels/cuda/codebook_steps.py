@@ -24,6 +24,7 @@ from torch import Tensor
 
 from oaem.quantization.kernels.cuda.layer_loss import SplitLayerLoss
 from oaem.quantization.kernels.cuda.recorded import Recording, Work
+from oaem.quantization.kernels.cuda.sorted_sums import CHUNKS, sum_over_chunks
 
 # Multiplications of W H up to which steps are recorded: the product of a larger layer, such as 8192 x 3072, keeps an
 # H100 busy for longer than the host needs for the launches, and its tensors need not be kept twice.
@@ -33,7 +34,7 @@ LARGEST_RECORDED = 2**35
 SHAPES_KEPT = 8
 # Adam's state, by torch's names.
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-TILE, CHUNKS = 64, 16  # numbers of a program, and parts of their gradients that it adds at a time
+TILE = 64  # numbers of a program
 
 
 @triton.jit
@@ -47,14 +48,9 @@ def _adam(
     """
     i = tl.program_id(0) * N + tl.arange(0, N)
     inside, in_books = i < numbers, i < in_codebooks
-    total = tl.zeros((N,), tl.float64)
-    for start in range(0, chunks, C):
-        c = start + tl.arange(0, C)
-        place = partial + c[:, None] * in_codebooks + i[None, :]
-        part = tl.load(place, mask=(c < chunks)[:, None] & in_books[None, :], other=0.0)
-        total += tl.sum(part.to(tl.float64), axis=0)
+    table = sum_over_chunks(partial, i, in_books, chunks, in_codebooks, C)
     slope = tl.load(slopes + (i - in_codebooks), mask=inside & (i >= in_codebooks), other=0.0)
-    gradient = scale * tl.where(in_books, total.to(tl.float32), slope)
+    gradient = scale * tl.where(in_books, table, slope)
     momentum = beta1 * tl.load(first + i, mask=inside, other=0.0) + rest1 * gradient
     energy = beta2 * tl.load(second + i, mask=inside, other=0.0) + rest2 * gradient * gradient
     most = tl.maximum(tl.load(largest + i, mask=inside, other=0.0), energy)

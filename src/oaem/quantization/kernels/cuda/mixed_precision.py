@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from oaem.quantization.kernels.cuda.attention import fused_attention
 from oaem.quantization.kernels.cuda.gated import gated_forward, is_gated
 from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton, scale_gradients_triton
+from oaem.quantization.kernels.cuda.rms_norm import rms_norm
 from oaem.quantization.kernels.cuda.rotary import fused_rotary
 from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 from oaem.quantization.linear import QuantizedLinear
@@ -69,8 +69,8 @@ def _quantized_linear(module: QuantizedLinear, order: Any, inputs: Tensor) -> Te
 
 
 def _rms_norm(module: Any, inputs: Tensor) -> Tensor:
-    """The families' RMS norm, in one operation of torch; norms of queries and keys get bfloat16."""
-    return functional.rms_norm(inputs.float(), module.weight.shape, module.weight, module.variance_epsilon).bfloat16()
+    """The families' RMS norm; norms of queries and keys get bfloat16."""
+    return rms_norm(inputs, module.weight, module.variance_epsilon)
 
 
 class _Product(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch import Tensor
 CHUNK = 2**15  # groups that are sorted together: 1 MB of float32 for groups of eight
 MEAN_SEGMENT = 128  # groups of a code in a chunk, at least: large codebooks take larger chunks
 TILE = 64  # groups at a time
+CHUNKS = 16  # parts of a sum at a time
 
 
 @triton.jit
@@ -41,6 +42,25 @@ def _sum_segments(
         )
         total += group.to(tl.float32) * scale[:, None]
     tl.store(sums + segment * g + i, tl.sum(total, axis=0), mask=i < g)
+
+
+@triton.jit
+def sum_over_chunks(partial, i, inside, chunks, numbers, C: tl.constexpr):
+    """Sums in float64, rounded to float32 at the end, of the numbers `i` [N] over partial [chunks, numbers]."""
+    total = tl.zeros_like(i).to(tl.float64)
+    for start in range(0, chunks, C):
+        c = start + tl.arange(0, C)
+        part = tl.load(
+            partial + c[:, None] * numbers + i[None, :], mask=(c < chunks)[:, None] & inside[None, :], other=0.0
+        )
+        total += tl.sum(part.to(tl.float64), axis=0)
+    return total.to(tl.float32)
+
+
+@triton.jit
+def _add_chunks(partial, result, chunks, numbers, N: tl.constexpr, C: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(result + i, sum_over_chunks(partial, i, i < numbers, chunks, numbers, C), mask=i < numbers)
 
 
 class SortedCodes:
@@ -67,7 +87,11 @@ class SortedCodes:
         values: floating point [out, in]. row_scales: float32 [out].
         """
         partial = self.partial_sums(values, row_scales)
-        return partial.sum(0, dtype=torch.float64).float() if len(partial) > 1 else partial[0]
+        if len(partial) == 1:
+            return partial[0]
+        total = torch.empty_like(partial[0])
+        _add_chunks[(triton.cdiv(total.numel(), TILE),)](partial, total, len(partial), total.numel(), N=TILE, C=CHUNKS)
+        return total
 
     def partial_sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
         """The same for each chunk of groups by itself, [chunks, M, K, g]."""
