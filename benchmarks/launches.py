@@ -63,6 +63,7 @@ def before() -> Iterator[None]:
         patch.object(mixed_precision, "fused_rotary", lambda block: nullcontext()),
         patch.object(mixed_precision, "is_gated", lambda module: False),
         patch.object(mixed_precision, "rms_norm", torchs_rms_norm),
+        patch.object(mixed_precision, "SHARING", ()),
     ):
         yield
 

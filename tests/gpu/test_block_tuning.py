@@ -35,7 +35,7 @@ SHAPE = {
 
 
 def problem(family: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
-    """A block with attention and one MLP linear quantised, inputs, the outputs before that, and call arguments."""
+    """A block with attention and one or two MLP linears quantised, inputs, the outputs before that, call arguments."""
     from oaem.config.geometry import Geometry
 
     torch.manual_seed(0)
@@ -50,7 +50,10 @@ def problem(family: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
     arguments = {"position_embeddings": rotary, "attention_mask": None}
     with torch.no_grad():
         targets = output_of(block, inputs, arguments)
-    for parent, name in [(block.self_attn, f"{letter}_proj") for letter in "qkvo"] + [(block.mlp, "up_proj")]:
+    mlp = ["up_proj", "gate_proj"] if family == "llama" else ["up_proj"]
+    for parent, name in [(block.self_attn, f"{letter}_proj") for letter in "qkvo"] + [
+        (block.mlp, name) for name in mlp
+    ]:
         linear = getattr(parent, name)
         weight = initialise(
             "greedy", linear.weight.detach(), torch.eye(128), Geometry(2, 4, 8), LayerSettings(), seed=0

@@ -19,44 +19,58 @@ PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")  # what transformers cal
 
 
 @triton.jit
-def _gate(gate, up, result, count, N: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    inside = i < count
-    x = tl.load(gate + i, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(up + i, mask=inside, other=0.0).to(tl.float32)
-    tl.store(result + i, (x * tl.sigmoid(x) * y).to(result.dtype.element_ty), mask=inside)
+def _gate(gate, up, result, gate_row, up_row, columns, N: tl.constexpr):
+    """One row's tile of gate and up, whose rows lie so far apart, to result [rows, columns]."""
+    row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * N + tl.arange(0, N)
+    inside = i < columns
+    x = tl.load(gate + row * gate_row + i, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(up + row * up_row + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(result + row * columns + i, (x * tl.sigmoid(x) * y).to(result.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gate_gradients(gradient, gate, up, for_gate, for_up, count, N: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    inside = i < count
-    z = tl.load(gradient + i, mask=inside, other=0.0).to(tl.float32)
-    x = tl.load(gate + i, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(up + i, mask=inside, other=0.0).to(tl.float32)
+def _gate_gradients(gradient, gate, up, for_gate, for_up, gate_row, up_row, columns, N: tl.constexpr):
+    row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * N + tl.arange(0, N)
+    inside = i < columns
+    place = row * columns + i
+    z = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(gate + row * gate_row + i, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(up + row * up_row + i, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(x)
-    tl.store(for_gate + i, (z * y * share * (1 + x * (1 - share))).to(for_gate.dtype.element_ty), mask=inside)
-    tl.store(for_up + i, (z * x * share).to(for_up.dtype.element_ty), mask=inside)
+    tl.store(for_gate + place, (z * y * share * (1 + x * (1 - share))).to(for_gate.dtype.element_ty), mask=inside)
+    tl.store(for_up + place, (z * x * share).to(for_up.dtype.element_ty), mask=inside)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
+        ctx.shape = gate.shape
+        # Views where both are columns of one product.
+        gate, up = (_rows(part) for part in (gate, up))
         ctx.save_for_backward(gate, up)
-        result = torch.empty_like(gate)
-        _gate[(triton.cdiv(gate.numel(), TILE),)](gate, up, result, gate.numel(), N=TILE)
-        return result
+        result = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        _gate[_grid(gate)](gate, up, result, gate.stride(0), up.stride(0), gate.shape[1], N=TILE)
+        return result.view(ctx.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        for_gate, for_up = torch.empty_like(gate), torch.empty_like(up)
-        _gate_gradients[(triton.cdiv(gate.numel(), TILE),)](
-            gradient.contiguous(), gate, up, for_gate, for_up, gate.numel(), N=TILE
+        for_gate, for_up = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (gate, up))
+        _gate_gradients[_grid(gate)](
+            gradient.contiguous(), gate, up, for_gate, for_up, gate.stride(0), up.stride(0), gate.shape[1], N=TILE
         )
-        return for_gate, for_up
+        return for_gate.view(ctx.shape), for_up.view(ctx.shape)
+
+
+def _rows(part: Tensor) -> Tensor:
+    """[..., columns] as [rows, columns], copied only if the numbers of a row are apart."""
+    rows = part.flatten(0, -2)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _grid(rows: Tensor) -> tuple[int, int]:
+    return len(rows), triton.cdiv(rows.shape[1], TILE)
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def gradient_sums(
     """
     out, columns = weight.shape
     difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
-    shape = {"M": len(codebooks), "K": codebooks.shape[1], "g": codebooks.shape[2], "N": TILE}
+    shape = _shape(codebooks)
     _spread[(out, triton.cdiv(columns, TILE))](
         codes, codebooks, row_scales, weight, difference, columns, **shape, SPLIT=True
     )
@@ -182,12 +182,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def dequantize_triton(
     codes: Tensor, codebooks: Tensor, row_scales: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The dense matrix [out, in] in `dtype`, from codebooks and row scales in float32; see `weight.dequantize`."""
-    out, columns = len(codes), codes.shape[1] * codebooks.shape[2]
+    """The dense matrix [out, in] in `dtype`, from codebooks and row scales in float32; see `weight.dequantize`.
+
+    codebooks: [M, K, g], or [layers, M, K, g] where codes count through those of several layers.
+    """
+    out, columns = len(codes), codes.shape[1] * codebooks.shape[-1]
     matrix = torch.empty(out, columns, dtype=dtype, device=codes.device)
     _spread[(out, triton.cdiv(columns, TILE))](
         codes.contiguous(), codebooks.contiguous(), row_scales.contiguous(), matrix, matrix, columns,
-        M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, SPLIT=False,
+        **_shape(codebooks), SPLIT=False,
     )  # fmt: skip
     return matrix
 
@@ -201,11 +204,17 @@ def dequantize_gradients_triton(
 
 
 def scale_gradients_triton(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
-    """The gradient by row scales [out] alone."""
+    """The gradient by row scales [out] alone; codebooks as above, or of several layers."""
     gradient, codes, codebooks = gradient.contiguous(), codes.contiguous(), codebooks.contiguous()
     slopes = torch.empty_like(row_scales)
     _gather[(len(gradient),)](
         gradient, codes, codebooks, row_scales, gradient, slopes, slopes, gradient.shape[1],
-        M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, LOSS=False,
+        **_shape(codebooks), LOSS=False,
     )  # fmt: skip
     return slopes
+
+
+def _shape(codebooks: Tensor) -> dict[str, int]:
+    """Compile-time constants."""
+    num_codebooks, size, group_size = codebooks.shape[-3:]
+    return {"M": num_codebooks, "K": size, "g": group_size, "N": TILE}

@@ -32,12 +32,12 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @triton.jit
 def _turn(
-    source, target, cos, sin, row, heads, half, H: tl.constexpr, D: tl.constexpr, BACK: tl.constexpr,
+    source, target, cos, sin, heads, half, H: tl.constexpr, D: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """One token of source [tokens, heads, 2 half] to target."""
+    """One token's heads [heads, 2 half] from source to target."""
     h, d = tl.arange(0, H)[:, None], tl.arange(0, D)[None, :]
     inside = (h < heads) & (d < half)
-    place = row * heads * 2 * half + h * 2 * half + d
+    place = h * 2 * half + d
     low = tl.load(source + place, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + place + half, mask=inside, other=0.0).to(tl.float32)
     cos_low, cos_high = tl.load(cos + d, mask=d < half, other=0.0), tl.load(cos + half + d, mask=d < half, other=0.0)
@@ -52,29 +52,40 @@ def _turn(
 
 @triton.jit
 def _rotate_both(
-    query, key, query_result, key_result, cos, sin, query_heads, key_heads, half, angles,
+    query, key, query_result, key_result, cos, sin, query_row, key_row, query_heads, key_heads, half, angles,
     Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
-    """One token of queries and keys. angles: how many rows cos and sin have; batches may share them."""
+    """One token of queries and keys, whose tokens lie so far apart.
+
+    angles: how many rows cos and sin have; batches may share them.
+    """
     row = tl.program_id(0).to(tl.int64)
-    angle = (row % angles) * 2 * half
-    _turn(query, query_result, cos + angle, sin + angle, row, query_heads, half, Q, D, BACK)
-    _turn(key, key_result, cos + angle, sin + angle, row, key_heads, half, K, D, BACK)
+    width = 2 * half
+    cos += row % angles * width
+    sin += row % angles * width
+    _turn(query + row * query_row, query_result + row * query_heads * width, cos, sin, query_heads, half, Q, D, BACK)
+    _turn(key + row * key_row, key_result + row * key_heads * width, cos, sin, key_heads, half, K, D, BACK)
 
 
 def _launch(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Pair:
     """Queries and keys [batch, heads, tokens, d] turned, or gradients turned back; a token's heads lie together."""
-    # No copies where heads were split off the columns of a product.
-    sources = [part.transpose(1, 2).contiguous() for part in (query, key)]
-    results = [torch.empty_like(source) for source in sources]
-    batch, tokens, query_heads, width = sources[0].shape
-    key_heads = sources[1].shape[2]
+    batch, query_heads, tokens, width = query.shape
+    key_heads = key.shape[1]
+    sources = [_tokens(part) for part in (query, key)]
+    results = [torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in sources]
     _rotate_both[(batch * tokens,)](
-        *sources, *results, cos, sin, query_heads, key_heads, width // 2, cos.shape[0] * tokens,
-        Q=triton.next_power_of_2(query_heads), K=triton.next_power_of_2(key_heads),
+        *sources, *results, cos, sin, sources[0].stride(0), sources[1].stride(0), query_heads, key_heads, width // 2,
+        cos.shape[0] * tokens, Q=triton.next_power_of_2(query_heads), K=triton.next_power_of_2(key_heads),
         D=triton.next_power_of_2(width // 2), BACK=back,
     )  # fmt: skip
-    return results[0].transpose(1, 2), results[1].transpose(1, 2)
+    turned_query, turned_key = (part.unflatten(0, (batch, tokens)).transpose(1, 2) for part in results)
+    return turned_query, turned_key
+
+
+def _tokens(states: Tensor) -> Tensor:
+    """[batch, heads, tokens, d] as [batch x tokens, heads, d], a view where heads are columns of a product."""
+    rows = states.transpose(1, 2).flatten(0, 1)
+    return rows if rows.stride()[1:] == (rows.shape[2], 1) else rows.contiguous()
 
 
 class _Rotary(torch.autograd.Function):

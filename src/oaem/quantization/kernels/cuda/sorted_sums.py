@@ -64,25 +64,28 @@ def _add_chunks(partial, result, chunks, numbers, N: tl.constexpr, C: tl.constex
 
 
 class SortedCodes:
-    """Where the groups of every code lie. codes: any integers [out, in/g, M] below `codebook_size`."""
+    """Where the groups of every code lie. codes: any integers [out, in/g, M] below `codebook_size`.
 
-    def __init__(self, codes: Tensor, codebook_size: int):
+    The rows of several `layers` in one have codes that count through all codebooks: those of layer l are M K l higher.
+    """
+
+    def __init__(self, codes: Tensor, codebook_size: int, layers: int = 1):
         out, self.row_groups, num_codebooks = codes.shape
-        groups = out * self.row_groups
+        groups, entries = out * self.row_groups, layers * num_codebooks * codebook_size
         chunk = max(CHUNK, MEAN_SEGMENT * codebook_size)
         chunks = triton.cdiv(groups, chunk)
-        self.shape = (chunks, num_codebooks, codebook_size)
+        books = (num_codebooks, codebook_size)
+        self.shape = (chunks, *books) if layers == 1 else (chunks, layers, *books)
         place = torch.arange(groups, dtype=torch.int32, device=codes.device)[:, None]
-        book = torch.arange(num_codebooks, dtype=torch.int32, device=codes.device)
-        segment = (place // chunk * num_codebooks + book) * codebook_size + codes.view(groups, -1).to(torch.int32)
-        segment = segment.flatten()
+        first = codebook_size * torch.arange(num_codebooks, dtype=torch.int32, device=codes.device)
+        segment = (place // chunk * entries + first + codes.view(groups, -1).to(torch.int32)).flatten()
         self.places = (segment.argsort(stable=True) // num_codebooks).to(torch.int32)
-        counts = torch.bincount(segment, minlength=chunks * num_codebooks * codebook_size)
+        counts = torch.bincount(segment, minlength=chunks * entries)
         self.starts = torch.zeros(len(counts) + 1, dtype=torch.int32, device=codes.device)
         self.starts[1:] = counts.cumsum(0)
 
     def sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
-        """Sums [M, K, g] over all groups of row_scales[o] * values[o, group], by code.
+        """Sums [M, K, g], for several layers [layers, M, K, g], of row_scales[o] * values[o, group], by code.
 
         values: floating point [out, in]. row_scales: float32 [out].
         """
@@ -94,7 +97,7 @@ class SortedCodes:
         return total
 
     def partial_sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
-        """The same for each chunk of groups by itself, [chunks, M, K, g]."""
+        """The same for each chunk of groups by itself, [chunks, …, M, K, g]."""
         values = values.contiguous()
         group_size = values.shape[1] // self.row_groups
         partial = torch.empty(*self.shape, group_size, device=values.device)
