@@ -149,7 +149,7 @@ class Epoch:
 
     def loss(self) -> float:
         """The loss before the first step."""
-        partial, slopes, losses = self.problem.sums(self.codebooks, self.row_scales, loss=True)
+        partial, slopes, losses = self.problem.sums(self.codebooks, self.row_scales)
         self.sums = partial, slopes
         return float(losses.sum(dtype=torch.float64)) / len(losses)
 
@@ -161,7 +161,7 @@ class Epoch:
 
     def _after_the_first(self) -> None:
         for step in range(1, self.steps):
-            partial, slopes, _ = self.problem.sums(self.codebooks, self.row_scales, loss=False)
+            partial, slopes, _ = self.problem.sums(self.codebooks, self.row_scales)
             self._update(step, partial, slopes)
 
     def _update(self, step: int, partial: Tensor, slopes: Tensor) -> None:

@@ -98,10 +98,9 @@ class SplitLayerLoss(LayerLoss):
             self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
         )
 
-    def sums(self, codebooks: Tensor, row_scales: Tensor, *, loss: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def sums(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `gradient_sums` gives for this layer."""
-        parts = (self.weight, self.stacked_hessian, self.codes, self.order)
-        return gradient_sums(*parts, codebooks, row_scales, loss=loss)
+        return gradient_sums(self.weight, self.stacked_hessian, self.codes, self.order, codebooks, row_scales)
 
     def twin(self) -> SplitLayerLoss:
         """The same in tensors of its own, with all that `sums` reads and no more."""
@@ -140,7 +139,7 @@ def loss_and_gradients_triton(
     the codes.
     """
     out = len(weight)
-    partial, slopes, losses = gradient_sums(weight, stacked_hessian, codes, order, codebooks, row_scales, loss=True)
+    partial, slopes, losses = gradient_sums(weight, stacked_hessian, codes, order, codebooks, row_scales)
     tables = partial.sum(0, dtype=torch.float64).float()
     return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
 
@@ -152,13 +151,11 @@ def gradient_sums(
     order: SortedCodes,
     codebooks: Tensor,
     row_scales: Tensor,
-    *,
-    loss: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What loss and gradients are sums of, in four launches and times out / 2, the loss times out.
 
-    Returns parts [chunks, M, K, g] of the gradient by codebooks, the gradient by row scales [out], and with `loss` each
-    row's share of it [out], which is empty without. Arguments as above.
+    Returns parts [chunks, M, K, g] of the gradient by codebooks, the gradient by row scales [out], and each row's share
+    of the loss [out]. Arguments as above.
     """
     out, columns = weight.shape
     difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
@@ -167,9 +164,8 @@ def gradient_sums(
         codes, codebooks, row_scales, weight, difference, columns, **shape, SPLIT=True
     )
     product = _product(difference, stacked_hessian)
-    slopes = torch.empty_like(row_scales)
-    losses = torch.empty_like(row_scales) if loss else slopes.new_empty(0)
-    _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=loss)
+    slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
+    _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=True)
     return order.partial_sums(product, row_scales), slopes, losses
 
 
