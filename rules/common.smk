@@ -30,8 +30,8 @@ planning.share_gpus(CFG)
 
 GPU = GPU or ("h100" if CFG.device == "cuda" else "cpu")
 SETTINGS = CFG.model_dump(mode="json")
-TABLES = planning.table_files()
-FIGURES = planning.figure_files()
+TABLES = planning.table_files(CFG)
+FIGURES = planning.figure_files(CFG)
 PAPER = planning.paper_files(BASE / "paper")
 
 

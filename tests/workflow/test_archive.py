@@ -70,3 +70,20 @@ def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
     report = (tmp_path / "results/report.html").read_text(encoding="utf-8")
     assert "At 3 bpp, before PV-tuning, greedy has the lower perplexity on 3 of 3 texts" in report
     assert (tmp_path / "results/figures/seeds.svg").exists()
+
+
+def test_the_sweep_of_rho_is_rebuilt(tmp_path: Path) -> None:
+    stored = ROOT / "archive/rho-sweep-2026-11-25"
+    wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
+    code, output = rebuild(tmp_path, *wanted, "--config", f"from_archive={stored}", config="rho-sweep.yaml")
+    assert code == 0, output
+    table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
+    assert len(table) == 5 * 2 * 3
+    metrics = pd.read_csv(stored / "metrics.csv")
+    for init in ("greedy", "oaem"):
+        rows = metrics[(metrics.geometry == "2bpp-2x4g4") & (metrics.stage == "pre_pv") & (metrics.init == init)]
+        shown = table.loc[("2bpp-2x4g4", "before PV", "Wikipedia"), f"{init}_ours"]
+        assert shown == pytest.approx(rows[rows.dataset == "boolq"]["value"].mean(), abs=1e-6)
+    silent = table[table["ratio_ours"].isna()]
+    assert silent["missing"].str.contains("ratio: not run").all()
+    assert (tmp_path / wanted[1]).exists()

@@ -37,6 +37,15 @@ def test_the_papers_grid_is_planned_block_by_block() -> None:
     assert jobs_of(output, "model") == 3
 
 
+def test_the_sweep_of_rho_has_a_table_more() -> None:
+    code, output = plan("--configfile", "config/rho-sweep.yaml")
+    assert code == 0, output
+    assert jobs_of(output, "quantize_blocks") == jobs_of(output, "pv_tune") == 20
+    assert jobs_of(output, "downstream") == 0
+    assert jobs_of(output, "table") == 18
+    assert jobs_of(output, "figure") == 7
+
+
 @pytest.mark.parametrize("table", [1, 2, 5, 16])
 def test_one_table_plans_just_what_it_needs(table: int) -> None:
     code, output = plan(f"results/tables/table{table}.csv")

@@ -191,16 +191,19 @@ def load_blocks(model_folder: Path, blocks_folder: Path) -> QuantizedState:
     return whole
 
 
+def dense_weight(weight: AdditiveWeight, device: str) -> Tensor:
+    """The matrix [out, in] in float32, as in tuning: a sum of bfloat16 codewords would be rounded once a codebook."""
+    codebooks, row_scales = weight.codebooks.to(device).float(), weight.row_scales.to(device).float()
+    return AdditiveWeight(weight.codes.to(device), codebooks, row_scales).dequantize()
+
+
 def to_dense(model_folder: Path, state: QuantizedState, dtype: torch.dtype, device: str) -> Any:
     """The original model with `state` put in place: quantised linears dequantised once to `dtype`."""
     model = load_model(model_folder, dtype, device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in state.linears.items():
-            # In float32, as in tuning: a sum of bfloat16 codewords would be rounded once a codebook.
-            codebooks, row_scales = weight.codebooks.to(device).float(), weight.row_scales.to(device).float()
-            dense = AdditiveWeight(weight.codes.to(device), codebooks, row_scales).dequantize()
-            parameters[f"{name}.weight"].copy_(dense)
+            parameters[f"{name}.weight"].copy_(dense_weight(weight, device))
         for name, tensor in state.tensors.items():
             if name == "lm_head.weight" and name not in parameters:
                 _untie(model)

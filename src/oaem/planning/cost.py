@@ -18,6 +18,10 @@ from oaem.planning.shapes import Shape
 
 # Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
 GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
+# Bytes that a beam search takes at most for its hypotheses; more rows than fit are searched in turns.
+MOST_FOR_HYPOTHESES = 8 * 2**30
+# How many devices the plan reckons with.
+DEVICES = (1, 8, 64)
 # An epoch limit is rarely reached: the paper's quantisation times come to about seven epochs a layer.
 USUAL_EPOCHS = 7
 
@@ -105,10 +109,54 @@ def _products(shape: Shape) -> int:
 
 def plan(config: Config, gpu: str) -> str:
     """The plan as a text; `gpu` is a key of GPUS."""
+    work = remaining(config, gpu)
+    lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
+    for run, done, blocks, left in work.runs:
+        lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
+    files = layout.metric_files(config)
+    measured = sum(Path(path).exists() for path in files)
+    by_phase = ", ".join(f"{phase.replace('_', ' ')} {spent:.1f}" for phase, spent in work.hours.items() if spent)
+    return "\n".join([
+        f"{config.title}: {len(config.runs())} runs on {gpu}. Times are estimates; see src/oaem/planning/cost.py.",
+        "",
+        *lines,
+        "",
+        f"Quantisation left: {work.total:.1f} device hours ({by_phase}).",
+        f"With a device for every job that can run, {work.chain:.2f} hours: the longest chain of jobs, on "
+        f"{config.quantization.inputs} inputs.",
+        *_by_devices(config, gpu),
+        "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
+        if gpu != "cpu" else "PV-tuning and evaluation about double it.",
+        f"Measurements: {measured} of {len(files)} files are there.",
+        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
+        f"Device memory: {memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
+    ])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is left to quantise: (run, blocks done, blocks, device hours) a run, device hours by phase, and hours of the
+    longest chain of jobs that wait for each other."""
+
+    runs: list[tuple[Run, int, int, float]]
+    hours: dict[str, float]
+    chain: float
+
+    @property
+    def total(self) -> float:
+        """Device hours."""
+        return sum(self.hours.values())
+
+    def wall(self, devices: int) -> float:
+        """Hours on so many devices, if all can be kept busy until the longest chain is alone."""
+        return max(self.total / devices, self.chain)
+
+
+def remaining(config: Config, gpu: str) -> Work:
+    """The work of a grid that is not done yet, on the inputs that the configuration says."""
     reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
     hours: dict[str, float] = {}
-    chains = [0.0]
-    lines = [f"{'run':58} {'blocks':>9} {'device h':>9}"]
+    runs, chains = [], [0.0]
     for run in config.runs():
         shape, blocks = shapes.planned(config, run.model), layout.block_count(config, run.model)
         done = len(list((Path(layout.RESULTS) / run.path / "blocks").glob("????.json")))
@@ -118,30 +166,26 @@ def plan(config: Config, gpu: str) -> str:
         left = sum(seconds.values()) * (blocks - done) / speed / 3600
         jobs = ceil((blocks - done) / _blocks_a_job(config, blocks)) if layout.on_original_inputs(config) else 1
         chains.append(left / max(1, jobs))
-        lines.append(f"{run.path.removeprefix('runs/'):58} {done:>4}/{blocks:<4} {left:9.2f}")
-    streams = _streams_left(config)
+        runs.append((run, done, blocks, left))
+    chain, streams = max(chains), _streams_left(config)
     if streams:
         making = [stream_seconds(config, model, reference) / speed / 3600 for model, _ in streams]
         hours["calibration stream"] = sum(making)
-        chains = [max(making) + max(chains)]
-    files = layout.metric_files(config)
-    measured = sum(Path(path).exists() for path in files)
-    total = sum(hours.values())
-    by_phase = ", ".join(f"{phase.replace('_', ' ')} {spent:.1f}" for phase, spent in hours.items() if spent)
-    return "\n".join([
-        f"{config.title}: {len(config.runs())} runs on {gpu}. Times are estimates; see src/oaem/planning/cost.py.",
-        "",
-        *lines,
-        "",
-        f"Quantisation left: {total:.1f} device hours ({by_phase}).",
-        f"With a device for every job that can run, {max(chains):.2f} hours: the longest chain of jobs, on "
-        f"{config.quantization.inputs} inputs.",
-        "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
-        if gpu != "cpu" else "PV-tuning and evaluation about double it.",
-        f"Measurements: {measured} of {len(files)} files are there.",
-        f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
-        f"Device memory: {_memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
-    ])  # fmt: skip
+        chain += max(making)
+    return Work(runs, hours, chain)
+
+
+def _by_devices(config: Config, gpu: str) -> list[str]:
+    """Hours on several devices, on inputs of either kind; nothing for a CPU, of which there is one."""
+    if gpu == "cpu":
+        return []
+    lines = [f"{'hours of quantisation on':36}" + "".join(f"{count:>7} {gpu}" for count in DEVICES)]
+    for inputs in ("sequential", "original"):
+        quantization = config.quantization.model_copy(update={"inputs": inputs, "blocks_per_job": 1})
+        work = remaining(config.model_copy(update={"quantization": quantization}), gpu)
+        label = f"  {inputs} inputs" + (", a block a job" if inputs == "original" else "")
+        lines.append(f"{label:36}" + "".join(f"{work.wall(count):>{8 + len(gpu)}.2f}" for count in DEVICES))
+    return lines
 
 
 def _weights(config: Config, model: str) -> int:
@@ -193,11 +237,19 @@ def _blocks_a_job(config: Config, blocks: int) -> int:
     return blocks if size == "all" else size
 
 
-def _memory(config: Config) -> float:
-    """Activations of a block in two bytes, its weights, gradients and Adam moments in four, and workspace."""
+def memory(config: Config) -> float:
+    """Bytes of a device while quantising, for the run that needs most: tuning a block, or searching its widest layer.
+
+    Three times the block's activations in two bytes are there throughout: inputs, targets, outputs. Tuning holds the
+    block's weights, gradients and Adam moments in four bytes each beside its own weights; a search of one layer holds
+    its Hessian in float64 and float32, permuted, and in six bfloat16 parts, and two lines of float32 a hypothesis.
+    """
     worst = 0.0
-    for model in {run.model for run in config.runs()}:
-        shape = shapes.planned(config, model)
+    for run in config.runs():
+        shape = shapes.planned(config, run.model)
         activations = 3 * 2 * shape.hidden * _tokens(config)
-        worst = max(worst, activations + 20 * shape.weights() + 2e9)
+        out, width = max(shape.linears(), key=lambda sizes: sizes[1])
+        hypotheses = min(MOST_FOR_HYPOTHESES, 8 * run.beam_width * out * width)
+        search = (8 + 4 + 4 + 12) * width**2 + 2 * shape.weights() + hypotheses
+        worst = max(worst, activations + max(20 * shape.weights(), search) + 2e9)
     return worst

@@ -19,14 +19,15 @@ from oaem.errors import UserError
 from oaem.planning import layout
 from oaem.presentation import captions
 from oaem.presentation.tables.layouts import layout as layout_of
+from oaem.presentation.tables.layouts import shown
 from oaem.presentation.tables.needs import needs
 from oaem.presentation.view import View
 from oaem.quantization.initialisations import ENTRY_POINTS
 from oaem.runtime.devices import JOBS_PER_GPU
 from oaem.runtime.provenance import plugin_version, source_fingerprint
 
-TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho"]
-FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho"]
+TABLE_NAMES = [*(f"table{number}" for number in range(1, 17)), "rho", "rho_sweep"]
+FIGURE_NAMES = ["seeds", "frontier", "gap", "beam", "domains", "severity_rho", "rho_sweep"]
 
 # Memory in MB and minutes a job of each rule may take, on a CPU with the embedded model and on an 80 GB GPU with the
 # paper's. A profile's set-resources overrides them; docs/cluster.md says where they come from.
@@ -37,6 +38,8 @@ RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "quantize_blocks": {"mem_mb": (3000, 32000), "runtime": (120, 60)},
     "perplexity": {"mem_mb": (3000, 32000), "runtime": (60, 60)},
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
+    "layer_exchange": {"mem_mb": (4000, 48000), "runtime": (120, 120)},
+    "error_directions": {"mem_mb": (4000, 32000), "runtime": (60, 60)},
     "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
 
@@ -81,14 +84,16 @@ def resource(config: Config, rule: str, kind: str) -> int:
     return RESOURCES[rule][kind][gpus(config)]
 
 
-def table_files() -> list[str]:
-    """Every table, as CSV and as Markdown."""
-    return [f"{layout.RESULTS}/tables/{name}.{ending}" for name in TABLE_NAMES for ending in ("csv", "md")]
+def table_files(config: Config) -> list[str]:
+    """Every table of a grid's report, as CSV and as Markdown."""
+    names = shown(TABLE_NAMES, config)
+    return [f"{layout.RESULTS}/tables/{name}.{ending}" for name in names for ending in ("csv", "md")]
 
 
-def figure_files() -> list[str]:
-    """Every figure, as SVG and as PNG."""
-    return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in FIGURE_NAMES for ending in ("svg", "png")]
+def figure_files(config: Config) -> list[str]:
+    """Every figure of a grid's report, as SVG and as PNG."""
+    names = shown(FIGURE_NAMES, config)
+    return [f"{layout.RESULTS}/figures/{name}.{ending}" for name in names for ending in ("svg", "png")]
 
 
 def gate(config: Config, run: str) -> list[str]:
@@ -119,6 +124,14 @@ def calibration_tokens(run: str) -> str:
     """The calibration tokens of a run."""
     point = Run.parse(run)
     return layout.tokens(point.model, f"calibration-s{point.seed}")
+
+
+def pair(run: str) -> list[str]:
+    """The blocks of a run and those of the greedy run that it is compared with; UserError if it is that one."""
+    point = Run.parse(run)
+    if point.init == "greedy":
+        raise UserError(f"results/{run}/…: a comparison with greedy is asked of another initialisation's run, oaem's.")
+    return [layout.quantized(each.path) for each in (point, point.partner("greedy"))]
 
 
 def evaluation_tokens(config: Config, subject: str) -> list[str]:

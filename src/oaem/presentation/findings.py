@@ -1,4 +1,4 @@
-"""docs/findings.md and its figure, made of archived measurements alone: `python -m oaem.presentation.findings`.
+"""docs/findings.md and its figures, made of archived measurements alone: `python -m oaem.presentation.findings`.
 
 The page's text is docs/findings.md.j2, in which every measured number is a call of a function of `Numbers`; a test
 holds the page to the archive.
@@ -15,32 +15,40 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
+from oaem.config.geometry import Geometry
+from oaem.config.schema import Config, load
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
-from oaem.presentation.spread import Spread, ratio_spread
+from oaem.presentation.figures.sweep import rho_sweep
+from oaem.presentation.spread import ratio_spread
+from oaem.presentation.trend import Rung, Trend, interval
 from oaem.runtime.atomic import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEXTS = {"wikihow": "WikiHow (in-domain)", "lambada": "LAMBADA (near)", "boolq": "Wikipedia (far)"}
+NOT_RUN = "not run"
 STAGES = {"pre_pv": "before PV", "post_pv": "after PV"}
 COLORS = {"pre_pv": "#a03c28", "post_pv": "#1f4e79"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One archive's runs at one geometry, as the page calls them."""
+    """The runs at one geometry, as the page calls them; of what two archives measured, the first one's stands."""
 
-    archive: str
+    archives: tuple[str, ...]
     geometry: str
     label: str
 
 
+EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
 CASES = (
-    Case("evidence-2026-11-25", "3bpp-3x8g8", "A"),
-    Case("evidence-2026-11-25", "2bpp-2x8g8", "B"),
-    Case("budgets-2026-11-25", "2bpp-2x6g6", "C"),
+    Case((EVIDENCE, SWEPT), "3bpp-3x8g8", "A"),
+    Case((EVIDENCE,), "2bpp-2x8g8", "B"),
+    Case((BUDGETS,), "2bpp-2x6g6", "C"),
 )
+SWEEP = tuple(Case((EVIDENCE, SWEPT), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3))
+"""The sweep of rho at one bit rate, from the smallest rho upwards."""
 
 
 class Numbers:
@@ -49,16 +57,17 @@ class Numbers:
     def __init__(self, archives: Path) -> None:
         import pandas as pd
 
-        self.metrics = {
-            name: pd.read_csv(archives / name / "metrics.csv") for name in dict.fromkeys(case.archive for case in CASES)
-        }
-        self.cases = {case.label: case for case in CASES}
+        found = {name: pd.read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT)}
+        self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
+        self.runs: dict[str, pd.DataFrame] = {}
+        for case in (*CASES, *SWEEP):
+            rows = pd.concat([found[name] for name in case.archives], ignore_index=True)
+            rows = rows[rows["geometry"] == case.geometry]
+            self.runs[case.label] = rows.drop_duplicates(["init", "seed", "stage", "dataset", "metric"])
 
     def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
         """Perplexity by seed, empty where it was not run."""
-        case = self.cases[label]
-        frame = self._rows(case.archive, metric="perplexity", geometry=case.geometry, stage=stage, dataset=text)
-        frame = frame[frame["init"] == init]
+        frame = self._rows(label, metric="perplexity", init=init, stage=stage, dataset=text)
         return {int(seed): float(value) for seed, value in zip(frame["seed"], frame["value"], strict=True)}
 
     def ratios(self, label: str, stage: str, text: str) -> dict[int, float]:
@@ -72,14 +81,18 @@ class Numbers:
 
     def original(self, text: str) -> str:
         """Perplexity of the unquantised model."""
-        frame = self._rows(CASES[0].archive, metric="perplexity", stage="fp16", dataset=text)
-        return f"{frame['value'].iloc[0]:.2f}"
+        (value,) = self.unquantised[self.unquantised["dataset"] == text]["value"]
+        return f"{value:.2f}"
 
     def mean(self, label: str, init: str, stage: str, text: str) -> str:
-        """Mean and sample standard deviation over seeds."""
-        values = list(self.by_seed(label, init, stage, text).values())
+        """Mean and sample standard deviation over the seeds that have a pair; one seed alone has no deviation."""
+        seeds = self.ratios(label, stage, text)
+        values = [value for seed, value in self.by_seed(label, init, stage, text).items() if seed in seeds]
+        if not values:
+            return NOT_RUN
         digits = 1 if statistics.fmean(values) >= 100 else 2
-        return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+        deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
     def span(self, label: str, init: str, stage: str, text: str) -> str:
         """The smallest and the largest seed."""
@@ -88,7 +101,12 @@ class Numbers:
 
     def ratio(self, label: str, stage: str, text: str) -> str:
         """The paired ratio with its interval."""
-        return _interval(ratio_spread(list(self.ratios(label, stage, text).values())))
+        ratios = list(self.ratios(label, stage, text).values())
+        return interval(ratio_spread(ratios)) if ratios else NOT_RUN
+
+    def seeds(self, label: str) -> str:
+        """The seeds of a case's pairs before PV-tuning."""
+        return ", ".join(map(str, self.ratios(label, "pre_pv", "boolq")))
 
     def better(self, label: str, stage: str, text: str) -> str:
         """With how many seeds OA-EM has the lower perplexity."""
@@ -98,12 +116,12 @@ class Numbers:
     def growth(self, label: str, stage: str) -> str:
         """The ratio on the far text over that in-domain, paired by seed."""
         far, near = (self.ratios(label, stage, text) for text in ("boolq", "wikihow"))
-        return _interval(ratio_spread([far[seed] / near[seed] for seed in far]))
+        return interval(ratio_spread([far[seed] / near[seed] for seed in far]))
 
     def severity(self, first: str, second: str) -> str:
-        """The far ratio before PV-tuning in one case over that in another, paired by seed."""
+        """The far ratio before PV-tuning in one case over that in another, paired by the seeds of both."""
         one, other = (self.ratios(label, "pre_pv", "boolq") for label in (first, second))
-        return _interval(ratio_spread([one[seed] / other[seed] for seed in one]))
+        return interval(ratio_spread([one[seed] / other[seed] for seed in one if seed in other]))
 
     def noise(self, label: str, init: str, stage: str, text: str) -> str:
         """Standard deviation over seeds in per cent of the mean."""
@@ -112,37 +130,47 @@ class Numbers:
 
     def rho(self, label: str) -> str:
         """The smallest and the largest representational ratio of a layer."""
-        values = self._layers(label, "rho")["value"]
-        return f"{values.min():.2g} to {values.max():.2g}"
+        values = self._rows(label, metric="rho")["value"]
+        return " to ".join(f"{float(f'{end:.2g}'):g}" for end in (values.min(), values.max()))
 
     def error(self, label: str, init: str) -> str:
         """Mean relative output error of the layers."""
-        frame = self._layers(label, "relative_error")
-        return f"{frame[frame['init'] == init]['value'].mean():.4f}"
+        return f"{self._error(label, init):.4f}"
 
     def bits(self, label: str) -> str:
         """Bits a quantised weight with codebooks and scales."""
-        return f"{self._layers(label, 'true_bits')['value'].mean():.2f}"
+        return f"{self._bits(label):.2f}"
+
+    def unswept(self, stage: str) -> str:
+        """The geometries of the sweep that have no pair of runs at a stage."""
+        return ", ".join(case.label for case in SWEEP if not self.measured(case.label, stage))
+
+    def trend(self, stage: str) -> Trend:
+        """The sweep of rho: its geometries with a pair of runs at a stage, for what is said of all of them together."""
+        rungs = []
+        for case in SWEEP:
+            if self.measured(case.label, stage):
+                ratios = {(stage, text): self.ratios(case.label, stage, text) for text in TEXTS}
+                errors = {init: self._error(case.label, init) for init in ("greedy", "oaem")}
+                bits = Geometry.parse(case.geometry).bits_per_parameter
+                rungs.append(Rung(case.label, bits, self._bits(case.label), errors, ratios))
+        return Trend(rungs)
 
     def seconds(self, label: str, stage: str, init: str, phase: str = "total") -> str:
         """Mean seconds of a run."""
-        case = self.cases[label]
-        rows = self._rows(case.archive, metric="seconds", geometry=case.geometry, stage=stage, dataset=phase)
-        return f"{rows[rows['init'] == init]['value'].mean():.0f}"
+        return f"{self._rows(label, metric='seconds', init=init, stage=stage, dataset=phase)['value'].mean():.0f}"
 
-    def _layers(self, label: str, metric: str) -> pd.DataFrame:
-        case = self.cases[label]
-        return self._rows(case.archive, metric=metric, geometry=case.geometry, stage="layers")
+    def _error(self, label: str, init: str) -> float:
+        return float(self._rows(label, metric="relative_error", init=init)["value"].mean())
 
-    def _rows(self, archive: str, **wanted: str) -> pd.DataFrame:
-        frame = self.metrics[archive]
+    def _bits(self, label: str) -> float:
+        return float(self._rows(label, metric="true_bits")["value"].mean())
+
+    def _rows(self, label: str, **wanted: str) -> pd.DataFrame:
+        frame = self.runs[label]
         for column, value in wanted.items():
             frame = frame[frame[column] == value]
         return frame
-
-
-def _interval(over: Spread) -> str:
-    return f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
 
 
 def page(template: Path, archives: Path) -> str:
@@ -155,7 +183,7 @@ def page(template: Path, archives: Path) -> str:
         name: getattr(numbers, name) for name in dir(numbers) if callable(getattr(numbers, name)) and name[0] != "_"
     }
     text = environment.from_string(template.read_text(encoding="utf-8"))
-    return text.render(**functions, cases=CASES, texts=TEXTS, stages=STAGES)
+    return text.render(**functions, cases=CASES, sweep=SWEEP, texts=TEXTS, stages=STAGES, interval=interval)
 
 
 @styled
@@ -191,10 +219,27 @@ def figure(archives: Path) -> Figure:
     return drawn
 
 
+def sweep_figure(archives: Path, config: Config) -> Figure:
+    """The report's figure of the sweep that `config` describes, of every seed that was measured at a geometry."""
+    import pandas as pd
+
+    numbers = Numbers(archives)
+    (entry,) = config.grid
+    grid = []
+    for case in SWEEP:
+        (rate,) = (name for name, spec in config.geometries.items() if spec.geometry.name == case.geometry)
+        seeds = tuple(numbers.ratios(case.label, "pre_pv", "boolq"))
+        grid.append(entry.model_copy(update={"bpp": (rate,), "seeds": seeds}))
+    metrics = pd.concat([numbers.runs[case.label] for case in SWEEP], ignore_index=True)
+    return rho_sweep(metrics, config.model_copy(update={"grid": tuple(grid)}), "")
+
+
 def write(root: Path) -> None:
-    """Write the page and its figure below the root of the repository."""
-    write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", root / "archive"))
-    save(figure(root / "archive"), root / "docs" / "figures" / "findings.svg")
+    """Write the page and its figures below the root of the repository."""
+    archives, config = root / "archive", load(root / "config" / "rho-sweep.yaml")
+    write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", archives))
+    save(figure(archives), root / "docs" / "figures" / "findings.svg")
+    save(sweep_figure(archives, config), root / "docs" / "figures" / "rho_sweep.svg")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from oaem.presentation.headline import Group, first_subject, groups, summary
 from oaem.presentation.opening import sentences, setting
 from oaem.presentation.tables import markdown
 from oaem.presentation.tables.build import EXTRA, TABLES, Measurements, Table, Value, fill
+from oaem.presentation.tables.layouts import shown
 from oaem.presentation.view import View, other_budgets
 
 if TYPE_CHECKING:
@@ -74,11 +75,13 @@ def render(
                 captions.text(name),
                 _svg(name, FIGURES[name](metrics, config, paper_dir), captions.title(name)),
             )
-            for name in FIGURES
+            for name in shown(FIGURES, config)
             if name != "seeds"  # it opens the page
         ],
         tables=[
-            _table(fill(name, measurements, config, paper_dir)) for name in (*TABLES, *EXTRA) if name != "headline"
+            _table(fill(name, measurements, config, paper_dir))
+            for name in shown((*TABLES, *EXTRA), config)
+            if name != "headline"
         ],
         protocol=_protocol(config),
         provenance=[*_measured_on(metrics), *(provenance or {}).items()],

@@ -26,6 +26,7 @@ TASK_METRICS = {
     "piqa": ("piqa", "acc_norm"),
     "winogrande": ("winogrande", "acc"),
 }
+SWEEP = 3  # geometries of one rate that make a sweep of rho
 ORDINALS = ("first", "second", "third", "fourth")
 
 Point = tuple[int, int]
@@ -184,6 +185,21 @@ class View:
         everywhere = [set(self.points(key, known)) for key in self.model_keys for known in self.geometries(key)]
         shared = [point for point in own if all(point in points for points in everywhere)]
         return (shared or own)[0]
+
+    def sweeps(self) -> list[list[Slot]]:
+        """Where a model has several geometries of one rate at one search point, these from the smallest rho upwards."""
+        found: dict[tuple[str, float, Point], dict[Geometry, None]] = {}
+        for run in self.runs:
+            found.setdefault((run.model, run.geometry.bits_per_parameter, _point(run)), {})[run.geometry] = None
+        return [
+            [
+                Slot(model, self.config.models[model].label, geometry, point)
+                # rho of any layer is its weights over this.
+                for geometry in sorted(geometries, key=lambda g: -g.group_size * g.codebook_size**g.num_codebooks)
+            ]
+            for (model, _, point), geometries in found.items()
+            if len(geometries) >= SWEEP
+        ]
 
     def domain(self, role: str, variant: str = "") -> tuple[str, PerplexitySet] | None:
         """Key and settings of the perplexity set of a role; of several, the one whose protocol is `variant`.

@@ -32,6 +32,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "pv": ("pv.job",),
     "perplexity": ("evaluation.domains", "evaluation.stages"),
     "downstream": ("evaluation.downstream", "evaluation.stages"),
+    "exchange": ("evaluation.exchange", "evaluation.stages"),
+    "directions": ("evaluation.directions", "evaluation.stages"),
 }
 # Rooms and modules on which no number depends: settings travel as values, the rest moves bytes about.
 PLUMBING = (

@@ -19,7 +19,8 @@ from oaem.presentation.view import View
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "paper"
-LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")
+SHAPES = {"self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "mlp.down_proj": (576, 1536)}
+LINEARS = tuple(SHAPES)
 
 
 def load(name: str) -> Config:
@@ -94,3 +95,30 @@ def plausible(source: Source, draw: random.Random) -> float:
         start = {"fp16": 7.3, "pre_pv": 40.0 if greedy else 17.0}.get(source.stage, 12.0 if greedy else 11.5)
         return start * draw.uniform(0.97, 1.03)
     return draw.uniform(0.4, 0.7)
+
+
+def swept(config: Config, seed: int = 0) -> pd.DataFrame:
+    """Metrics of a grid as `invented`, but layers as their shapes have them, and greedy the worse the larger rho is."""
+    draw = random.Random(seed)
+    metrics = []
+    for source in sources(config):
+        run = source.target
+        if not isinstance(run, Run) or source.kind not in ("layers", "perplexity"):
+            metrics.append(metric(source, source.dataset, plausible(source, draw)))
+        elif source.metric == "true_bits":
+            metrics.append(metric(source, source.dataset, _true_bits(run)))
+        elif source.kind == "layers":
+            layers = {"rho": run.geometry.rho, "relative_error": lambda *_: draw.uniform(0.01, 0.03)}[source.metric]
+            metrics += [metric(source, name, layers(*shape)) for name, shape in SHAPES.items()]
+        else:
+            worse = run.geometry.rho(576, 576) ** (0.05 if source.stage == "pre_pv" else 0.02)
+            value = 20 * draw.uniform(0.97, 1.03) * (worse if run.init == "greedy" else 1.0)
+            metrics.append(metric(source, source.dataset, value))
+    return frame(metrics)
+
+
+def _true_bits(run: Run) -> float:
+    """The mean over weights, as a run's own blocks give it."""
+    weights = {shape: shape[0] * shape[1] for shape in SHAPES.values()}
+    total = sum(count * run.geometry.true_bits(*shape) for shape, count in weights.items())
+    return total / sum(weights.values())

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from oaem.config.geometry import Geometry
 from oaem.presentation.figures.drawing import save
-from oaem.presentation.findings import CASES, TEXTS, figure, page
-from tests.unit.presentation.paper_metrics import PAPER, ROOT
+from oaem.presentation.findings import CASES, EVIDENCE, SWEEP, SWEPT, TEXTS, figure, page, sweep_figure
+from tests.unit.presentation.paper_metrics import PAPER, ROOT, load
 
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
 STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
@@ -19,16 +20,46 @@ STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
 
 def perplexities(label: str, stage: str) -> pd.DataFrame:
     """Rows a seed and text, columns the initialisations."""
-    case = next(case for case in CASES if case.label == label)
-    metrics = pd.read_csv(ARCHIVE / case.archive / "metrics.csv")
-    rows = metrics[(metrics.metric == "perplexity") & (metrics.geometry == case.geometry) & (metrics.stage == stage)]
+    rows = measured(label)
+    rows = rows[(rows.metric == "perplexity") & (rows.stage == stage)]
     return rows.pivot(index=["dataset", "seed"], columns="init", values="value")
+
+
+def measured(label: str) -> pd.DataFrame:
+    """Every measurement of a case, from the first archive that has it."""
+    case = next(case for case in (*CASES, *SWEEP) if case.label == label)
+    found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
+    found = found[found.geometry == case.geometry]
+    return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
+
+
+def close(shown: str, value: float) -> bool:
+    """Whether a printed number is `value` to its own precision."""
+    decimals = len(shown.partition(".")[2])
+    return abs(float(shown) - value) <= 0.5 * 10**-decimals + 1e-9
+
+
+def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
+    """Means, deviations and the interval of a row, the last by scipy's paired test of the logarithms."""
+    logs = runs.map(math.log)
+    expected = [(logs["greedy"] - logs["oaem"]).mean()]
+    if len(runs) > 1:
+        interval = stats.ttest_rel(logs["greedy"], logs["oaem"]).confidence_interval(0.95)
+        expected += [interval.low, interval.high]
+    shown_ratio = re.findall(r"[\d.]+", ratio)
+    assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
+    for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
+        mean, _, std = shown.partition(" ± ")
+        assert close(mean, runs[init].mean())
+        assert close(std, runs[init].std(ddof=1)) if len(runs) > 1 else not std
 
 
 def test_the_page_and_its_figure_are_those_of_the_archive(tmp_path) -> None:
     assert PAGE.read_text(encoding="utf-8") == page(TEMPLATE, ARCHIVE), "run python -m oaem.presentation.findings"
     save(figure(ARCHIVE), tmp_path / "findings.svg")
-    assert (tmp_path / "findings.svg").read_bytes() == (ROOT / "docs/figures/findings.svg").read_bytes()
+    save(sweep_figure(ARCHIVE, load("rho-sweep.yaml")), tmp_path / "rho_sweep.svg")
+    for name in ("findings.svg", "rho_sweep.svg"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "docs/figures" / name).read_bytes()
 
 
 def test_every_row_of_the_table_is_the_archives() -> None:
@@ -40,20 +71,46 @@ def test_every_row_of_the_table_is_the_archives() -> None:
         dataset = next(key for key, name in TEXTS.items() if name == text)
         runs = perplexities(label, STAGES[stage]).loc[dataset]
         assert len(runs) == 3
-        for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
-            mean, std = map(float, shown.split(" ± "))
-            half = 0.5 * 10 ** -len(shown.rpartition(".")[2]) + 1e-9
-            assert (mean, std) == (
-                pytest.approx(runs[init].mean(), abs=half),
-                pytest.approx(runs[init].std(ddof=1), abs=half),
-            )
-        # The same interval from scipy's paired test of the logarithms.
-        logs = runs.map(math.log)
-        interval = stats.ttest_rel(logs["greedy"], logs["oaem"]).confidence_interval(0.95)
-        expected = [(logs["greedy"] - logs["oaem"]).mean(), interval.low, interval.high]
-        shown_ratio = [float(number) for number in re.findall(r"[\d.]+", ratio)]
-        assert shown_ratio == [pytest.approx(math.exp(value), abs=0.00051) for value in expected]
+        check_pair(runs, greedy, oaem, ratio)
         assert better == f"{(runs.greedy > runs.oaem).sum()} of 3"
+
+
+def test_every_row_of_the_sweep_is_the_archives() -> None:
+    found = re.findall(r"^\| (\d+ bit over \d+) \|" + r" ([^|]*?) \|" * 7 + "$", PAGE.read_text(), re.M)
+    swept = [case.label for case in SWEEP if len(perplexities(case.label, "pre_pv").dropna())]
+    assert [(label, text) for label, text, *_ in found] == [(label, text) for label in swept for text in TEXTS.values()]
+    for label, text, *cells in found:
+        dataset = next(key for key, name in TEXTS.items() if name == text)
+        for stage, shown in (("pre_pv", cells[:3]), ("post_pv", cells[3:])):
+            pairs = perplexities(label, stage).dropna()
+            if len(pairs):
+                check_pair(pairs.loc[dataset], *shown)
+            else:
+                assert shown == ["not run"] * 3
+
+
+def test_every_geometry_of_the_sweep_is_the_archives() -> None:
+    found = re.findall(r"^\| (\d+ bit over \d+) \|" + r" ([^|]*?) \|" * 4 + "$", PAGE.read_text(), re.M)
+    assert [label for label, *_ in found] == [c.label for c in SWEEP if len(perplexities(c.label, "pre_pv").dropna())]
+    for label, bits, rho, *errors in found:
+        geometry = Geometry.parse(next(case.geometry for case in SWEEP if case.label == label))
+        layers = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]
+        stored = sum(rows * columns * geometry.true_bits(rows, columns) for rows, columns in layers)
+        assert close(bits, stored / sum(rows * columns for rows, columns in layers))
+        ends = [geometry.rho(192, 576), geometry.rho(1536, 576)]
+        assert [float(end) for end in rho.split(" to ")] == [pytest.approx(end, rel=0.05) for end in ends]
+        frame = measured(label)
+        for init, shown in zip(("greedy", "oaem"), errors, strict=True):
+            assert close(shown, frame[(frame.metric == "relative_error") & (frame.init == init)]["value"].mean())
+
+
+def test_what_two_archives_measured_is_the_same() -> None:
+    """The runs of one case may lie in both: then one stands for the other."""
+    first, second = (pd.read_csv(ARCHIVE / name / "metrics.csv") for name in (EVIDENCE, SWEPT))
+    key = ["geometry", "init", "beam_width", "max_epochs", "seed", "stage", "dataset", "metric"]
+    both = first.merge(second, on=key, suffixes=("", "_again"))
+    both = both[both["metric"] != "seconds"]
+    pd.testing.assert_series_equal(both["value"], both["value_again"], check_names=False, check_exact=True)
 
 
 def test_what_the_text_says_in_words() -> None:
@@ -64,7 +121,10 @@ def test_what_the_text_says_in_words() -> None:
         for stage in STAGES.values():
             ratio = perplexities(label, stage).eval("greedy / oaem")
             assert (ratio["boolq"] > ratio["wikihow"]).all(), "larger with each seed"
-    assert perplexities("A", "post_pv").empty, "A was not PV-tuned"
+    small = perplexities("C", "pre_pv").eval("greedy / oaem")
+    for label in ("6 bit over 6", "4 bit over 4"):
+        full = perplexities(label, "pre_pv").dropna().eval("greedy / oaem")
+        assert (small.reindex(full.index) > full).all(), "greedy is further behind with the smaller search"
     for label in ("B", "C"):
         for stage in ("post_pv_validation", "post_pv_last"):
             pd.testing.assert_frame_equal(perplexities(label, stage), perplexities(label, "post_pv"))
@@ -75,4 +135,4 @@ def test_what_the_text_says_in_words() -> None:
 def test_no_measured_number_is_written_by_hand() -> None:
     """Decimals outside calls: what the paper prints, the quantile and its consequence, the paper's own number."""
     template = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", "", TEMPLATE.read_text(encoding="utf-8"), flags=re.S)
-    assert set(re.findall(r"\d+\.\d+", template)) == {"2604.08118", "4.30", "2.5", "9.52", "8.87"}
+    assert set(re.findall(r"\d+\.\d+", template)) == {"2604.08118", "4.30", "2.5", "9.52", "8.87", "12.71"}

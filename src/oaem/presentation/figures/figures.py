@@ -17,13 +17,14 @@ from oaem.presentation.claims.values import dominates, four_digits
 from oaem.presentation.figures.drawing import MARKS, canvas, in_words, logarithmic, plain_ticks, save, styled
 from oaem.presentation.figures.labels import Label, place
 from oaem.presentation.figures.seeds import seeds
+from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.tables.build import Measurements, Table, fill
 from oaem.presentation.view import View, search_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FIGURES", "beam", "domains", "frontier", "gap", "save", "seeds", "severity_rho"]
+__all__ = ["FIGURES", "beam", "domains", "frontier", "gap", "rho_sweep", "save", "seeds", "severity_rho"]
 BARS = {"ours": ("#1f4e79", ""), "paper": ("white", "////")}
 PANELS = {"ours": "This grid", "paper": "The paper"}
 
@@ -294,5 +295,6 @@ FIGURES = {
     "beam": beam,
     "domains": domains,
     "severity_rho": severity_rho,
+    "rho_sweep": rho_sweep,
 }
 """Every figure by its name."""

@@ -37,7 +37,7 @@ SMALL_TIME = 2 * 3600.0
 NOT_IN_GRID = "not in this grid"
 NOT_RUN = "not run"
 KEY = ("geometry", "init", "beam_width", "max_epochs", "seed")
-_ROUND = 6  # decimals kept in files: far below any printed digit, far above the noise of summation order
+_ROUND = 6  # decimals (or significant digits) kept in files: far below any printed digit, far above summation noise
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Table:
             value = values[column.key]
             for suffix in self._suffixes(column):
                 number = getattr(value, suffix)
-                record[f"{column.name}_{suffix}"] = round(number, _ROUND) if isinstance(number, float) else number
+                record[f"{column.name}_{suffix}"] = _kept(number, column) if isinstance(number, float) else number
             if value.missing and value.missing != NOT_APPLICABLE:
                 notes.append(f"{column.name}: {value.missing}")
         return record | {"missing": "; ".join(notes)}
@@ -136,6 +136,10 @@ class Measurements:
         if source.dataset == EVERY:
             return list(found.values())
         return [found[source.dataset]] if source.dataset in found else []
+
+
+def _kept(number: float, column: Column) -> float:
+    return float(f"{number:.{_ROUND}g}") if column.significant else round(number, _ROUND)
 
 
 def _known(value: Any) -> Any:

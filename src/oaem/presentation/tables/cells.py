@@ -59,6 +59,7 @@ class Column:
     """A numeric column: `key` is the paper's name for it, `slug` what this grid's file calls it.
 
     Several seeds of a `ratio` (greedy over OA-EM of the same seed) are averaged as logarithms and have an interval.
+    What spans orders of magnitude has `significant` digits instead of decimals.
     """
 
     key: str
@@ -67,6 +68,7 @@ class Column:
     slug: str = ""
     unit: Literal["", "seconds", "text"] = ""
     ratio: bool = False
+    significant: bool = False
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from oaem.config.schema import Config
@@ -10,6 +10,7 @@ from oaem.errors import UserError
 from oaem.presentation.tables import extra as tables_extra
 from oaem.presentation.tables import models as tables_models
 from oaem.presentation.tables import search as tables_search
+from oaem.presentation.tables import sweep as tables_sweep
 from oaem.presentation.tables.cells import Layout
 from oaem.presentation.tables.downstream import downstream
 from oaem.presentation.view import View
@@ -33,11 +34,12 @@ _MAKERS: dict[str, Callable[[View], Layout]] = {
     "severity": tables_extra.severity,
     "selection": tables_extra.selection,
     "prose": tables_extra.prose,
+    "rho_sweep": tables_sweep.rho_sweep,
 }
 TABLES = tuple(_MAKERS)[:17]
 """The paper's tables: the one of rho and Tables 1 to 16."""
 EXTRA = tuple(_MAKERS)[17:]
-"""Tables that the paper does not print, see `tables_extra`."""
+"""Tables that the paper does not print, see `tables_extra` and `tables_sweep`."""
 
 
 def layout(name: str, config: Config) -> Layout:
@@ -45,3 +47,8 @@ def layout(name: str, config: Config) -> Layout:
     if name not in _MAKERS:
         raise UserError(f"{name!r} is no table; expected one of {', '.join(_MAKERS)}.")
     return _MAKERS[name](View(config))
+
+
+def shown(names: Iterable[str], config: Config) -> list[str]:
+    """Of tables or figures those that a report of this grid has: all, but `rho_sweep` where there is no such sweep."""
+    return [name for name in names if name != "rho_sweep" or View(config).sweeps()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from oaem.config.schema import Config
 from oaem.presentation import captions
+from oaem.presentation.claims.values import four_digits
 from oaem.presentation.tables.build import NOT_IN_GRID, Measurements, Table, Value, fill
 from oaem.presentation.tables.cells import NOT_APPLICABLE, Column
 from oaem.presentation.view import View
@@ -76,8 +77,10 @@ def short_reason(missing: str) -> str:
 
 
 def digits(value: float | str, column: Column) -> str:
-    """A number with the column's decimals; text as it is."""
-    return value if isinstance(value, str) else f"{value:,.{column.decimals}f}"
+    """A number with the column's decimals, or in four digits where it has no fixed ones; text as it is."""
+    if isinstance(value, str):
+        return value
+    return four_digits(value) if column.significant else f"{value:,.{column.decimals}f}"
 
 
 def missing(table: Table) -> list[str]:

@@ -1,0 +1,112 @@
+"""What a sweep of rho says in words, each computed from its numbers: does the ratio grow, where is it above one.
+
+A ratio is greedy over OA-EM of one seed; several seeds are averaged as logarithms (`spread.ratio_spread`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from oaem.presentation.spread import Spread, ratio_spread
+
+Ratios = Mapping[int, float]  # by seed
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One geometry of a sweep: what it is called, its bits a weight, layer errors, and ratios by stage and text."""
+
+    name: str
+    code_bits: float
+    true_bits: float
+    errors: Mapping[str, float]
+    ratios: Mapping[tuple[str, str], Ratios]
+
+
+class Trend:
+    """A sweep from its smallest rho upwards; every rung has every ratio that is asked for."""
+
+    def __init__(self, rungs: Sequence[Rung]) -> None:
+        self.rungs = tuple(rungs)
+
+    def spreads(self, stage: str, text: str) -> list[Spread]:
+        """Mean ratio and interval of each rung."""
+        return [ratio_spread(list(rung.ratios[stage, text].values())) for rung in self.rungs]
+
+    def growing(self, stage: str, text: str) -> int:
+        """At how many steps from one rung to the next the mean ratio grows."""
+        return _growing([over.mean for over in self.spreads(stage, text)])
+
+    def steps(self, stage: str, text: str) -> str:
+        """At how many steps the ratio grows, in the mean and by seed, and where it is largest if not at the end."""
+        means = [over.mean for over in self.spreads(stage, text)]
+        shared = sorted(set.intersection(*(set(rung.ratios[stage, text]) for rung in self.rungs)))
+        by_seed = [_growing([rung.ratios[stage, text][seed] for rung in self.rungs]) for seed in shared]
+        words = f"{_growing(means)} of {len(means) - 1} ({', '.join(map(str, by_seed))})"
+        largest = self.rungs[means.index(max(means))]
+        return words if largest is self.rungs[-1] else f"{words}; largest at {largest.name}"
+
+    def growing_texts(self, stage: str, texts: Collection[str]) -> str:
+        """On how many texts the mean ratio grows at every step."""
+        whole = sum(self.growing(stage, text) == len(self.rungs) - 1 for text in texts)
+        return _of(whole, len(texts), "text")
+
+    def above(self, stage: str, text: str) -> str:
+        """At which rungs the whole interval lies above 1."""
+        return self._where(stage, text, lambda low, high: low > 1)
+
+    def below(self, stage: str, text: str) -> str:
+        """At which rungs the whole interval lies below 1."""
+        return self._where(stage, text, lambda low, high: high < 1)
+
+    def _where(self, stage: str, text: str, test: Callable[[float, float], bool]) -> str:
+        pairs = zip(self.rungs, self.spreads(stage, text), strict=True)
+        known = [(rung.name, over.low, over.high) for rung, over in pairs]
+        names = [name for name, low, high in known if low is not None and high is not None and test(low, high)]
+        return ", ".join(names) or "none"
+
+    def wins(self, stage: str, texts: Collection[str]) -> str:
+        """In how many comparisons of a stage OA-EM has the lower mean perplexity, and in how many with every seed."""
+        found = [rung.ratios[stage, text] for rung in self.rungs for text in texts]
+        mean = sum(ratio_spread(list(ratios.values())).mean > 1 for ratios in found)
+        every = sum(all(ratio > 1 for ratio in ratios.values()) for ratios in found)
+        return f"{_of(mean, len(found), 'comparison')}, with every seed in {every}"
+
+    def ends(self, stage: str, text: str) -> Spread:
+        """The ratio at the largest rho over that at the smallest, paired by seed."""
+        first, last = (rung.ratios[stage, text] for rung in (self.rungs[0], self.rungs[-1]))
+        return ratio_spread([last[seed] / first[seed] for seed in sorted(first) if seed in last])
+
+    def heavy(self) -> list[Rung]:
+        """Rungs whose codebooks and scales take more bits than their codes."""
+        return [rung for rung in self.rungs if rung.true_bits > 2 * rung.code_bits]
+
+    def light(self) -> Trend:
+        """The sweep without those: there the rate is nearly one also when everything stored is counted."""
+        return Trend([rung for rung in self.rungs if rung not in self.heavy()])
+
+    def bits(self) -> str:
+        """The smallest and the largest true bits."""
+        bits = [rung.true_bits for rung in self.rungs]
+        return f"{min(bits):.2f} to {max(bits):.2f}"
+
+    def lower_errors(self) -> str:
+        """At how many rungs the layers' mean relative error is lower with OA-EM."""
+        lower = sum(rung.errors["oaem"] < rung.errors["greedy"] for rung in self.rungs)
+        return _of(lower, len(self.rungs), "geometry")
+
+
+def interval(over: Spread) -> str:
+    """A mean ratio with its interval, as pages print it."""
+    return f"{over.mean:.3f}" if over.low is None else f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
+
+
+def _growing(values: Sequence[float]) -> int:
+    return sum(later > earlier for earlier, later in pairwise(values))
+
+
+def _of(count: int, whole: int, noun: str) -> str:
+    many = {"geometry": "geometries"}.get(noun, f"{noun}s")
+    return f"{count} of {whole} {noun if whole == 1 else many}"
