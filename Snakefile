@@ -29,9 +29,9 @@ include: "rules/report.smk"
 include: "rules/plan.smk"
 
 
-# What a dry run can do without, but a job cannot: packages, tokens for gated models.
+# What a dry run can do without, but a job cannot: packages, tokens for gated models, GPUs enough.
 onstart:
-    preflight(CFG, {job.rule.name for job in workflow.dag.needrun_jobs()})
+    preflight(CFG, workflow)
 
 
 # Behind an `ancient` input (the gate) Snakemake does not look for other reasons to run a job in the same go.

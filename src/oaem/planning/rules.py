@@ -84,6 +84,18 @@ def resource(config: Config, rule: str, kind: str) -> int:
     return RESOURCES[rule][kind][gpus(config)]
 
 
+def ranks(config: Config) -> int:
+    """Processes of a PV-tuning; a GPU each where there are GPUs."""
+    return 1 if config.pv is None else config.pv.gpus
+
+
+def tuning_memory(config: Config) -> int:
+    """Memory in MB of all ranks of a PV-tuning: on GPUs a further rank reads the model once more, and that is all."""
+    first = resource(config, "pv_tune", "mem_mb")
+    further = resource(config, "model", "mem_mb") if gpus(config) else first
+    return first + (ranks(config) - 1) * further
+
+
 def table_files(config: Config) -> list[str]:
     """Every table of a grid's report, as CSV and as Markdown."""
     names = shown(TABLE_NAMES, config)

@@ -11,6 +11,7 @@ import torch
 from oaem.config.geometry import Geometry
 from oaem.config.schema import PVTuning
 from oaem.pv.plan import ModelShape, Plan, memory_plan
+from oaem.pv.team import ALONE, Team
 
 # What allocators round up, and what the rest of the process needs.
 USABLE_DEVICE, USABLE_HOST, USABLE_DISK = 0.94, 0.85, 0.8
@@ -25,20 +26,21 @@ def automatic_plan(
     dtype: torch.dtype,
     device: str,
     folder: Path,
+    team: Team = ALONE,
 ) -> Plan:
     """The fastest placement that fits what is free on `device`, on this host and on the disk of `folder`.
 
-    dtype: of the matrix products. UserError if none fits.
+    dtype: of the matrix products. The ranks of a team, which share a host, agree on the one that fits where least is
+    free. UserError if none fits.
     """
     shape = ModelShape.read(model_folder)
-    host: int | None = int(free_memory() * USABLE_HOST)
-    if device.startswith("cuda"):
-        free = int(torch.cuda.mem_get_info(device)[0] * USABLE_DEVICE)
-    else:
-        free, host = int(free_memory() * USABLE_HOST), None
+    own = free_memory() * USABLE_HOST / team.size
+    on_device = torch.cuda.mem_get_info(device)[0] * USABLE_DEVICE if device.startswith("cuda") else own
     folder.mkdir(parents=True, exist_ok=True)
-    disk = int(shutil.disk_usage(folder).free * USABLE_DISK)
-    return memory_plan(shape, geometry, settings, sequences, window, dtype.itemsize, free, host, disk)
+    on_disk = shutil.disk_usage(folder).free * USABLE_DISK
+    free, host, disk = (int(min(each)) for each in zip(*team.numbers(on_device, own, on_disk), strict=True))
+    memory = (free, host if device.startswith("cuda") else None)
+    return memory_plan(shape, geometry, settings, sequences, window, dtype.itemsize, *memory, disk)
 
 
 def free_memory() -> int:

@@ -24,6 +24,11 @@ class Lamb:
         """The rate at `step` (from 1): the debias factor multiplies the step, so the trust ratio never sees it."""
         return self.lr * sqrt(1 - self.beta2**step) / (1 - self.beta1**step)
 
+    @property
+    def stored(self) -> int:
+        """How many moments are kept of each number."""
+        return 2 if self.beta1 else 1
+
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Moments of `parameter` before the first step; with beta1 = 0 the first one is the gradient, never stored."""
         moments = {"second": torch.zeros_like(parameter)}

@@ -10,7 +10,9 @@ from oaem.config.geometry import Geometry
 from oaem.config.schema import PVTuning
 from oaem.errors import UserError
 from oaem.models.load import linear_shapes, load_config
+from oaem.pv.shares import owners
 from oaem.pv.teacher import TeacherPlace
+from oaem.pv.team import PIECE
 
 Place = Literal["device", "host", "disk"]
 # Short sequences share a forward pass up to this many: products as large as a processor likes, and what is as large as
@@ -38,10 +40,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """A placement and everything it puts somewhere."""
+    """A placement and everything it puts somewhere.
+
+    Of several ranks: what lies on the fullest device, a rank's part of what all of them keep on their host, the disk.
+    """
 
     placement: Placement
     items: tuple[Item, ...]
+    gpus: int = 1
 
     def total(self, place: Place) -> int:
         """Bytes in one place."""
@@ -50,7 +56,8 @@ class Plan:
     def table(self) -> str:
         """One line an item, largest first."""
         ordered = sorted(self.items, key=lambda item: -item.bytes)
-        return "\n".join(f"  {item.bytes / 1e9:8.2f} GB  {item.place:6}  {item.name}" for item in ordered)
+        lines = [f"  {item.bytes / 1e9:8.2f} GB  {item.place:6}  {item.name}" for item in ordered]
+        return "\n".join([f"  on each of {self.gpus} devices, the fullest one:", *lines] if self.gpus > 1 else lines)
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,12 @@ def memory_plan(
     """The fastest placement that fits; UserError, with what the smallest one needs, if none does.
 
     sequences, window: of the PV token set. compute_bytes: of a number in matrix products, 2 for bfloat16.
-    host_bytes None: the device is the CPU, so that both are one memory and offloading would be for nothing.
+    device_bytes, host_bytes: for each rank. host_bytes None: the device is the CPU, so that both are one memory and
+    offloading would be for nothing.
     """
     shared = host_bytes is None
     offloads = [(False, False)] if shared else [(False, False), (True, False), (True, True)]
-    places: list[TeacherPlace] = ["memory", "disk", "live"]
+    places: list[TeacherPlace] = ["memory", "disk", "live"] if settings.gpus == 1 else ["disk", "live"]
     plans = [
         plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload))
         for offload in offloads
@@ -127,10 +135,11 @@ def memory_plan(
             return plan
     smallest = min(plans, key=lambda plan: plan.total("device"))
     host_part = "" if host_bytes is None else f" and {host_bytes / 1e9:.1f} GB of host memory"
+    each = f" for each of {settings.gpus} devices" if settings.gpus > 1 else ""
     raise UserError(
-        f"PV-tuning does not fit: {device_bytes / 1e9:.1f} GB of device memory{host_part} are free, and it needs at "
-        f"least this:\n{smallest.table()}\nUse a larger GPU, request more host memory, free disk for the teacher's "
-        "states, or set pv.gradient_checkpointing: true and a smaller pv.token_chunk."
+        f"PV-tuning does not fit: {device_bytes / 1e9:.1f} GB of device memory{host_part} are free{each}, and it needs "
+        f"at least this:\n{smallest.table()}\nUse a larger GPU or more of them (pv.gpus), request more host memory, "
+        "free disk for the teacher's states, or set pv.gradient_checkpointing: true and a smaller pv.token_chunk."
     )
 
 
@@ -153,7 +162,8 @@ def plan_for(
     moment_copies = 2 if settings.beta1 else 1
     tokens = sequences_at_once(settings, window) * window
     backward = _activations(shape, settings, tokens, compute_bytes) + _logits(shape, settings, tokens, compute_bytes)
-    workspace = _workspace(shape, placement, buffer_copies, moment_copies)
+    workspace = _workspace(shape, settings, placement, buffer_copies, moment_copies)
+    own_buffers, own_moments = _share(shape, tables, 4 * buffer_copies, 4 * moment_copies, placement, settings.gpus)
     items = [
         Item("dequantised weights", shape.quantised * compute_bytes, "device"),
         Item("gradients of dequantised weights", shape.quantised * 4, "device"),
@@ -162,10 +172,10 @@ def plan_for(
         Item("gradients of unquantised parameters", shape.unquantised * 4, "device"),
         Item(
             "straight-through buffers with moments",
-            shape.quantised * 4 * buffer_copies,
+            own_buffers,
             "host" if placement.offload_buffers else "device",
         ),
-        Item("LAMB moments", continuous * 4 * moment_copies, "host" if placement.offload_moments else "device"),
+        Item("LAMB moments", own_moments, "host" if placement.offload_moments else "device"),
         Item("teacher's head", shape.embedding * compute_bytes, "device"),
         Item("activations and logits, or a step's workspace", max(backward, workspace), "device"),  # never together
     ]
@@ -178,12 +188,36 @@ def plan_for(
     offloaded = sum(item.bytes for item in items if item.place == "host" and item.name != "teacher's hidden states")
     reading = (shape.quantised + shape.embedding) * 2 - offloaded  # 16 bits each; over before anything is offloaded
     items.append(Item("the model while it is read", max(reading, 0), "host"))
-    return Plan(placement, tuple(items))
+    return Plan(placement, tuple(items), settings.gpus)
 
 
 def sequences_at_once(settings: PVTuning, window: int) -> int:
     """Sequences of a forward pass: one, or as many short ones as make TOKENS_AT_ONCE tokens."""
-    return min(settings.batch_size, max(1, TOKENS_AT_ONCE // window))
+    return min(settings.batch_size // settings.gpus, max(1, TOKENS_AT_ONCE // window))
+
+
+def _share(
+    shape: ModelShape, tables: int, a_weight: int, a_number: int, placement: Placement, gpus: int
+) -> tuple[int, int]:
+    """Bytes of a rank's buffers and moments: on the device that gets most of them; on the host, an even part.
+
+    tables: numbers in all codebooks and scales. a_weight, a_number: bytes of state for each weight that is quantised
+    and for each other number.
+    """
+    block = (shape.quantised // shape.blocks * a_weight, (tables // shape.blocks + 2 * shape.hidden) * a_number)
+    parts = {f"block {number}": block for number in range(shape.blocks)}
+    parts |= {"embeddings": (0, shape.embedding * a_number), "head": (0, shape.embedding * a_number)}
+    parts |= {"norm": (0, shape.hidden * a_number)}
+    owner = owners({part: sum(sizes) for part, sizes in parts.items()}, gpus)
+    held = [[0, 0] for _ in range(gpus)]
+    for part, sizes in parts.items():
+        for kind, size in enumerate(sizes):
+            held[owner[part]][kind] += size
+    offloaded = placement.offload_buffers, placement.offload_moments
+    fullest = max(held, key=lambda sizes: sum(size for size, off in zip(sizes, offloaded, strict=True) if not off))
+    even = [sum(sizes) // gpus for sizes in zip(*held, strict=True)]
+    buffers, moments = (even[kind] if offloaded[kind] else fullest[kind] for kind in range(2))
+    return buffers, moments
 
 
 def block_activations(shape: ModelShape, tokens: int, compute_bytes: int) -> int:
@@ -217,9 +251,15 @@ def _logits(shape: ModelShape, settings: PVTuning, tokens: int, compute_bytes: i
     return chunk * shape.vocabulary * (2 * compute_bytes + 3 * 4) + shape.embedding * 8
 
 
-def _workspace(shape: ModelShape, placement: Placement, buffer_copies: int, moment_copies: int) -> int:
-    """The largest of what the step of one tensor needs: five copies of a layer, or LAMB's update of the embeddings."""
+def _workspace(
+    shape: ModelShape, settings: PVTuning, placement: Placement, buffer_copies: int, moment_copies: int
+) -> int:
+    """The largest of what the step of one tensor needs: five copies of a layer, or LAMB's update of the embeddings.
+
+    Or of what adding up gradients needs, a piece of every rank's.
+    """
     layer = max(rows * columns for rows, columns in shape.linears)
     layer_copies = 5 + (buffer_copies if placement.offload_buffers else 0)
     embedding_copies = 2 + (moment_copies if placement.offload_moments else 0)
-    return 4 * max(layer * layer_copies, shape.embedding * embedding_copies)
+    pieces = settings.gpus * PIECE if settings.gpus > 1 else 0
+    return 4 * max(layer * layer_copies, shape.embedding * embedding_copies, pieces)

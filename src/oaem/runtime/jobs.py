@@ -11,12 +11,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
 from oaem.runtime.atomic import is_full_disk
-from oaem.runtime.devices import claim_device
+from oaem.runtime.devices import claim_devices
 from oaem.runtime.heap import keep_freed_memory
 
 log = logging.getLogger("oaem")
@@ -26,6 +27,14 @@ GO_ON = "Then run the same command again: what is finished is kept."
 USE_LESS = "run fewer jobs at once (--cores 1), or take a smaller window or batch size"
 # First and last word of a job in its log; between them it either works or was ended from outside.
 BEGINS, ENDS = "the job begins:", "the job ends:"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The one message of work that failed, and whether it tells a user what to mend."""
+
+    message: str
+    mendable: bool
 
 
 def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
@@ -38,14 +47,14 @@ def run_job(snakemake: Any, work: Callable[[Any], None]) -> None:
     path = Path(str(snakemake.log[0]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _configure(path)
+        start_log(path)
     except OSError as error:
         sys.exit(f"{path}: the log cannot be written ({error}); mend that and run the same command again.")
     me = f"process {os.getpid()} on {platform.node()}"
     log.debug("%s %s", BEGINS, me)
-    failure = _failure(snakemake, work, path)
+    failure = failure_of(lambda: work(snakemake), path)
     if failure is not None:
-        log.error("%s", failure)
+        log.error("%s", failure.message)
     log.debug("%s %s", ENDS, me)
     if failure is not None:
         logging.shutdown()
@@ -77,30 +86,37 @@ def sudden_end(path: Path) -> str | None:
 @contextmanager
 def job_device(wanted: str, threads: int) -> Iterator[str]:
     """A torch device for the body of the block, with `threads` CPU threads; GPUs are shared out across the machine."""
+    with job_devices(wanted, threads) as (device,):
+        yield device
+
+
+@contextmanager
+def job_devices(wanted: str, threads: int, count: int = 1) -> Iterator[list[str]]:
+    """The same for `count` devices at once; one GPU may be shared with other jobs, several never are."""
     import torch
 
     torch.set_num_threads(threads)
     keep_freed_memory()
     locks = Path(tempfile.gettempdir()) / f"oaem-gpus-{os.getuid()}"
-    with claim_device(wanted, locks) as device:
-        log.debug("device %s, %d threads", device, threads)
-        yield device
+    with claim_devices(wanted, locks, count) as devices:
+        log.debug("device %s, %d threads", ", ".join(devices), threads)
+        yield devices
 
 
-def _failure(snakemake: Any, work: Callable[[Any], None], path: Path) -> str | None:
-    """Do the work; returns the one message of its failure, None if there is none."""
+def failure_of(work: Callable[[], None], path: Path) -> Failure | None:
+    """Do the work; returns the one message of its failure, None if there is none. `path` is the log."""
     try:
-        work(snakemake)
+        work()
     except UserError as error:
-        return str(error)
+        return Failure(str(error), True)
     except KeyboardInterrupt:
-        return f"interrupted. {GO_ON}"
+        return Failure(f"interrupted. {GO_ON}", True)
     except Exception as error:
         told = _what_a_user_can_mend(error)
-        if told is None:
-            log.debug("unexpected failure", exc_info=True)
-            told = f"unexpected {type(error).__name__}: {error} (traceback in {path})"
-        return told
+        if told is not None:
+            return Failure(told, True)
+        log.debug("unexpected failure", exc_info=True)
+        return Failure(f"unexpected {type(error).__name__}: {error} (traceback in {path})", False)
     return None
 
 
@@ -119,7 +135,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _configure(path: Path) -> None:
+def start_log(path: Path, to_terminal: bool = True) -> None:
     """Everything to the log file, a crash's place included; what a person wants to see to the terminal."""
     logging.raiseExceptions = False  # a log on a full disk must not bury the one message that says so
     root = logging.getLogger()
@@ -132,4 +148,4 @@ def _configure(path: Path) -> None:
     terminal.setLevel(logging.INFO)
     root.handlers = [file]
     log.setLevel(logging.DEBUG)
-    log.handlers = [terminal]
+    log.handlers = [terminal] if to_terminal else []

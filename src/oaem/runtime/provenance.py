@@ -51,9 +51,11 @@ PLUMBING = (
     "runtime.devices",
     "runtime.digest",
     "runtime.heap",
+    "runtime.jobs",
     "runtime.locks",
     "runtime.progress",
     "runtime.provenance",
+    "runtime.ranks",
     "runtime.temporary",
 )
 # A model is copied as it is or converted from a package; these only read what came.

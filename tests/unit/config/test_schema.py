@@ -9,7 +9,8 @@ import yaml
 from oaem.config import docs
 from oaem.config.schema import load, parse, schema
 from oaem.errors import UserError
-from oaem.planning.checks import checked, preflight
+from oaem.planning import rules as planning
+from oaem.planning.checks import checked, enough_gpus, preflight
 
 
 def default() -> dict[str, Any]:
@@ -73,6 +74,47 @@ def test_a_gated_model_needs_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         preflight(config)
     monkeypatch.setenv("HF_TOKEN", "a-secret-that-must-not-appear")
     preflight(config)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
+    values = yaml.safe_load(Path("config/paper.yaml").read_text(encoding="utf-8"))
+    values["pv"] |= {"gpus": 3, "batch_size": 32}
+    with pytest.raises(UserError, match=r"pv: gpus: 3 does not divide batch_size: 32"):
+        parse(values)
+
+
+@pytest.mark.parametrize(
+    ("device", "granted", "there", "told"),
+    [
+        ("cuda", 1, None, r"Snakemake may use 1 at once \(--resources gpu=2\)"),
+        ("cuda", None, "0", r"this machine has 1"),
+        ("cuda", 8, "", r"this machine has 0"),
+        ("auto", 1, "0", r"this machine has 1"),
+        ("cuda", 2, "0,1", None),
+        ("auto", None, "", None),
+        ("cpu", 1, "0", None),
+    ],
+)
+def test_too_few_gpus_are_told_of_before_the_first_job(
+    device: str, granted: int | None, there: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = yaml.safe_load(Path("config/paper.yaml").read_text(encoding="utf-8"))
+    config = parse({**values, "device": device, "pv": {**values["pv"], "gpus": 2}})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if there is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", there)
+    if told is None:
+        enough_gpus(config, granted, local=True)
+        return
+    with pytest.raises(UserError, match=rf"^pv\.gpus: 2 GPUs are to tune one model together, but {told}"):
+        enough_gpus(config, granted, local=True)
+
+
+def test_ranks_ask_for_a_gpu_and_threads_each() -> None:
+    values = yaml.safe_load(Path("config/paper.yaml").read_text(encoding="utf-8"))
+    for device, memory in (("cuda", 96000 + 3 * 24000), ("cpu", 4 * 7000)):
+        config = parse({**values, "device": device, "pv": {**values["pv"], "gpus": 4}})
+        assert (planning.ranks(config), planning.tuning_memory(config)) == (4, memory)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,31 @@ def test_llama_8b_fits_one_80_gb_gpu_by_offloading() -> None:
     assert plan.total("device") <= 74e9 and plan.total("host") <= 110e9
 
 
+def test_several_gpus_share_buffers_and_moments() -> None:
+    """Of 32 blocks and two tensors as large as the vocabulary each of two ranks gets half, of three about a third."""
+    alone = _items(Placement())
+    buffers, moments = "straight-through buffers with moments", "LAMB moments"
+    state = alone[buffers][0] + alone[moments][0]
+    for gpus, slack in ((2, 1.01), (4, 1.03), (8, 1.10)):
+        ours = _items(Placement(), gpus=gpus, batch_size=8)
+        assert state / gpus <= ours[buffers][0] + ours[moments][0] <= slack * state / gpus
+        for name in alone.keys() - {buffers, moments}:
+            assert ours[name] == alone[name], f"{name}: every rank has the whole student"
+    offloaded = _items(Placement("live", True, False), gpus=8, batch_size=8)
+    assert offloaded[buffers] == (alone[buffers][0] // 8, "host")
+    assert offloaded[moments][0] >= 128256 * 4096 * 8, "the fullest device has a tensor as large as the vocabulary"
+
+
+def test_several_gpus_keep_the_teachers_states_on_disk_and_say_what_each_holds() -> None:
+    settings = make_settings(token_chunk=1024, gpus=4, batch_size=8)
+    numbers = SEQUENCES, WINDOW, 2
+    plan = memory_plan(LLAMA_8B, GEOMETRY, settings, *numbers, int(82e9), int(30e9), int(50e9))
+    assert plan.placement == Placement("disk")
+    assert "on each of 4 devices, the fullest one:" in plan.table()
+    with pytest.raises(UserError, match=r"(?s)20\.0 GB of host memory are free for each of 4 devices.*more of them"):
+        memory_plan(LLAMA_8B, GEOMETRY, settings, *numbers, int(24e9), int(20e9), 0)
+
+
 def test_takes_the_fastest_placement_that_fits() -> None:
     assert _plan(device=140, host=110).placement == Placement("memory")
     assert _plan(device=140, host=36, disk=50).placement == Placement("disk")

@@ -22,6 +22,7 @@ from oaem.models.load import load_model
 from oaem.pv import resume
 from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
+from oaem.pv.team import ALONE, Team
 from oaem.pv.trainer import PVJob, tune
 from oaem.quantization.weight import AdditiveWeight, normalised_groups, row_scales_of
 
@@ -79,9 +80,10 @@ def make_settings(**changes: Any) -> PVTuning:
     return PVTuning(**(values | {"token_chunk": 10, "save_every": 2} | changes))
 
 
-def make_job(folder: Path, placement: Placement | None = IN_PLACE, **changes: Any) -> PVJob:
-    """A job in float32 on the CPU."""
-    return PVJob(folder, make_settings(**changes), 7, torch.bfloat16, torch.float32, "cpu", "toy", placement)
+def make_job(folder: Path, placement: Placement | None = IN_PLACE, team: Team = ALONE, **changes: Any) -> PVJob:
+    """A job in float32 on the CPU, for all ranks of `team`."""
+    settings = make_settings(gpus=team.size, **changes)
+    return PVJob(folder, settings, 7, torch.bfloat16, torch.float32, "cpu", "toy", placement, team)
 
 
 @torch.no_grad()
@@ -96,9 +98,11 @@ def toy_perplexity(seed: int) -> Any:
     return measure
 
 
-def run_toy(model: Path, folder: Path, placement: Placement | None = IN_PLACE, **changes: Any) -> dict[str, Any]:
+def run_toy(
+    model: Path, folder: Path, placement: Placement | None = IN_PLACE, team: Team = ALONE, **changes: Any
+) -> dict[str, Any]:
     """Tune the toy in `folder`."""
-    job = make_job(model, placement, **changes)
+    job = make_job(model, placement, team, **changes)
     return tune(job, make_state(model), make_tokens(), folder, toy_perplexity(2), toy_perplexity(3), lambda line: None)
 
 

@@ -2,35 +2,110 @@
 
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 
 from oaem.errors import UserError
-from oaem.runtime.devices import _free_slot, _visible, claim_device, require_disk
+from oaem.runtime import devices
+from oaem.runtime.devices import _free_gpus, _visible, claim_devices, gpus_present, require_disk
 
 
 def test_slots_are_exclusive_and_survive_a_crash(tmp_path: Path) -> None:
-    holder = "import sys, time; from pathlib import Path; from oaem.runtime.devices import _free_slot\n"
-    holder += f"with _free_slot(Path({str(tmp_path)!r}), 2, 1) as slot: print(slot, flush=True); time.sleep(60)"
+    holder = "import sys, time; from pathlib import Path; from oaem.runtime.devices import _free_gpus\n"
+    holder += f"with _free_gpus(Path({str(tmp_path)!r}), 2, 1) as slot: print(slot, flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == "0"
-    with _free_slot(tmp_path, 2, 1) as second:
-        assert second == 1
+    assert process.stdout.readline().strip() == "[0]"
+    with _free_gpus(tmp_path, 2, 1) as second:
+        assert second == [1]
     process.kill()
     process.wait()
-    with _free_slot(tmp_path, 2, 1) as again:
-        assert again == 0
+    with _free_gpus(tmp_path, 2, 1) as again:
+        assert again == [0]
+
+
+def test_who_needs_several_gets_whole_ones(tmp_path: Path) -> None:
+    with _free_gpus(tmp_path, 4, 2) as shared, _free_gpus(tmp_path, 4, 2, 2) as whole:
+        assert (shared, whole) == ([0], [1, 2])
+        with _free_gpus(tmp_path, 4, 2) as one, _free_gpus(tmp_path, 4, 2) as two, _free_gpus(tmp_path, 4, 2) as three:
+            assert (one, two, three) == ([3], [0], [3]), "a place on a GPU that was not chosen is still held"
+
+
+def test_who_collects_several_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are wanted while one is held: a third job waits its turn behind them, though a GPU is free."""
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.005)
+    order: list[str] = []
+    freed = threading.Event()
+
+    def hold(name: str, count: int) -> None:
+        with _free_gpus(tmp_path, 2, 1, count) as gpus:
+            order.append(f"{name} {gpus}")
+            freed.wait(20)
+
+    with ExitStack() as held:
+        held.enter_context(_free_gpus(tmp_path, 2, 1))
+        threads = [threading.Thread(target=hold, args=each) for each in (("pair", 2), ("single", 1))]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)
+        assert order == []
+    while not order:
+        time.sleep(0.005)
+    assert order == ["pair [0, 1]"]
+    freed.set()
+    for thread in threads:
+        thread.join(20)
+    assert order == ["pair [0, 1]", "single [0]"]
+
+
+def test_many_who_need_several_all_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "POLL_SECONDS", 0.001)
+    busy: set[int] = set()
+    done: list[int] = []
+
+    def take(count: int) -> None:
+        for _ in range(5):
+            with _free_gpus(tmp_path, 3, 1, count) as gpus:
+                assert len(gpus) == count and not busy & set(gpus)
+                busy.update(gpus)
+                time.sleep(0.001)
+                busy.difference_update(gpus)
+            done.append(count)
+
+    threads = [threading.Thread(target=take, args=(count,)) for count in (1, 2, 3, 2, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(done) == 25
+
+
+def test_gpus_are_counted_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, count in [("0,1", 2), ("GPU-8932f937", 1), ("", 0)]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert gpus_present() == count
 
 
 def test_cuda_without_a_gpu_is_refused_by_name(tmp_path: Path) -> None:
-    with claim_device("cpu", tmp_path) as device:
-        assert device == "cpu"
+    with claim_devices("cpu", tmp_path, 2) as found:
+        assert found == ["cpu", "cpu"]
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no GPU"), claim_device("cuda", tmp_path):
+        with pytest.raises(UserError, match="no GPU"), claim_devices("cuda", tmp_path):
             pass
+
+
+def test_more_gpus_than_there_are_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with claim_devices("cuda", tmp_path, 2) as found:
+        assert found == ["cuda:0", "cuda:1"]
+    with pytest.raises(UserError, match=r"pv\.gpus: 3 GPUs .* but PyTorch sees 2"), claim_devices("auto", tmp_path, 3):
+        pass
 
 
 def test_too_little_disk_is_refused(tmp_path: Path) -> None:
