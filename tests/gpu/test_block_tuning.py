@@ -18,6 +18,9 @@ from oaem.config.settings import BlockTuningSettings, LayerSettings
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.kernels.cuda.attention import causal_attention
+from oaem.quantization.kernels.cuda.gated import gated
+from oaem.quantization.kernels.cuda.rms_norm import rms_norm
+from oaem.quantization.kernels.cuda.rotary import rotary, rotate
 from oaem.quantization.linear import QuantizedLinear
 
 pytestmark = [
@@ -32,7 +35,7 @@ SHAPE = {
 
 
 def problem(family: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
-    """A block with attention and one MLP linear quantised, inputs, the outputs before that, and call arguments."""
+    """A block with attention and one or two MLP linears quantised, inputs, the outputs before that, call arguments."""
     from oaem.config.geometry import Geometry
 
     torch.manual_seed(0)
@@ -47,7 +50,10 @@ def problem(family: str) -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
     arguments = {"position_embeddings": rotary, "attention_mask": None}
     with torch.no_grad():
         targets = output_of(block, inputs, arguments)
-    for parent, name in [(block.self_attn, f"{letter}_proj") for letter in "qkvo"] + [(block.mlp, "up_proj")]:
+    mlp = ["up_proj", "gate_proj"] if family == "llama" else ["up_proj"]
+    for parent, name in [(block.self_attn, f"{letter}_proj") for letter in "qkvo"] + [
+        (block.mlp, name) for name in mlp
+    ]:
         linear = getattr(parent, name)
         weight = initialise(
             "greedy", linear.weight.detach(), torch.eye(128), Geometry(2, 4, 8), LayerSettings(), seed=0
@@ -126,3 +132,52 @@ def test_causal_attention_and_its_gradients(tokens: int, width: int) -> None:
     for _ in range(5):
         assert all(map(torch.equal, gradients, torch.autograd.grad(found, parts, incoming, retain_graph=True)))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "tokens", "width"), [(9, 3, 200, 64), (4, 4, 33, 24)])
+def test_the_rotary_embedding_and_its_gradients(heads: int, key_heads: int, tokens: int, width: int) -> None:
+    """Of bfloat16 states as products leave them: rounded once."""
+    draws = torch.Generator("cuda").manual_seed(0)
+    parts = [
+        torch.randn(2, tokens, count, width, generator=draws, device="cuda").bfloat16().transpose(1, 2).requires_grad_()
+        for count in (heads, key_heads)
+    ]
+    cos, sin = torch.randn(2, 1, tokens, width, generator=draws, device="cuda")
+    found = rotary(*parts, cos, sin)
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    expected = [rotate(part, cos.double(), sin.double()) for part in exact]
+    incoming = [torch.randn(part.shape, generator=draws, device="cuda").bfloat16() for part in parts]
+    gradients = torch.autograd.grad(found, parts, incoming)
+    exact_gradients = torch.autograd.grad(expected, exact, [part.double() for part in incoming])
+    for ours, wanted in zip((*found, *gradients), (*expected, *exact_gradients), strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)
+
+
+def test_the_gate_and_its_gradients() -> None:
+    draws = torch.Generator("cuda").manual_seed(0)
+    parts = [3 * torch.randn(1, 200, 1536, generator=draws, device="cuda") for _ in range(3)]
+    gate, up, incoming = (part.bfloat16() for part in parts)
+    exact = [part.double().requires_grad_() for part in (gate, up)]
+    expected = functional.silu(exact[0]) * exact[1]
+    exact_gradients = torch.autograd.grad(expected, exact, incoming.double())
+    found = gated(gate.requires_grad_(), up.requires_grad_())
+    gradients = torch.autograd.grad(found, (gate, up), incoming)
+    for ours, wanted in zip((found, *gradients), (expected, *exact_gradients), strict=True):
+        torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1024, 576), (1, 700, 3072), (1, 200, 9, 64)], ids=str)
+def test_the_norm_and_its_gradients(shape: tuple[int, ...]) -> None:
+    draws = torch.Generator("cuda").manual_seed(0)
+    inputs = (3 * torch.randn(shape, generator=draws, device="cuda")).requires_grad_()
+    weight = (1 + torch.randn(shape[-1], generator=draws, device="cuda") / 3).requires_grad_()
+    incoming = torch.randn(shape, generator=draws, device="cuda").bfloat16()
+    found = rms_norm(inputs, weight, 0.1)
+    exact = [part.detach().double().requires_grad_() for part in (inputs, weight)]
+    expected = functional.rms_norm(exact[0], (shape[-1],), exact[1], 0.1)
+    gradients = torch.autograd.grad(found, (inputs, weight), incoming, retain_graph=True)
+    exact_gradients = torch.autograd.grad(expected, exact, incoming.double())
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
+    for ours, wanted in zip(gradients, exact_gradients, strict=True):
+        assert float((ours - wanted).norm() / wanted.norm()) < 1e-6
+    assert all(map(torch.equal, gradients, torch.autograd.grad(found, (inputs, weight), incoming)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from oaem.config.settings import CodebookSettings
+from oaem.numerics.fast_paths import fast_path
 from oaem.numerics.product import matrix_product
 from oaem.quantization.clusters import cluster_sums
 from oaem.quantization.layer_loss import LayerLoss
@@ -23,6 +24,11 @@ def layer_optimizer(codebooks: Tensor, row_scales: Tensor, settings: CodebookSet
     return torch.optim.Adam([codebooks, row_scales], lr=settings.lr, betas=betas, amsgrad=True)
 
 
+@fast_path(
+    "cuda",
+    "oaem.quantization.kernels.cuda.codebook_steps:adam_steps_triton",
+    when=lambda problem, *rest: type(problem) is not LayerLoss,  # but one of the kernels
+)
 def adam_steps(
     problem: LayerLoss,
     codebooks: Tensor,

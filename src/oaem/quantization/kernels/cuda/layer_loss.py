@@ -13,6 +13,8 @@ together: D H = D_high H_high + D_low H_high + D_high H_low, one product over st
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import triton
 import triton.language as tl
@@ -96,6 +98,26 @@ class SplitLayerLoss(LayerLoss):
             self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
         )
 
+    def sums(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `gradient_sums` gives for this layer."""
+        return gradient_sums(self.weight, self.stacked_hessian, self.codes, self.order, codebooks, row_scales)
+
+    def twin(self) -> SplitLayerLoss:
+        """The same in tensors of its own, with all that `sums` reads and no more."""
+        twin = copy(self)
+        twin.weight, twin.codes, twin.stacked_hessian = (
+            part.clone() for part in (self.weight, self.codes, self.stacked_hessian)
+        )
+        twin.hessian, twin.order = torch.empty(0), self.order.twin()
+        return twin
+
+    def take(self, other: SplitLayerLoss) -> None:
+        """Become `other`, a layer of the same shape, in the tensors that are there, as far as `sums` reads them."""
+        self.weight.copy_(other.weight)
+        self.codes.copy_(other.codes)
+        self.stacked_hessian.copy_(other.stacked_hessian)
+        self.order.take(other.order)
+
 
 def split_hessian(hessian: Tensor) -> Tensor:
     """The right operand of the product, bfloat16 [3 in, in], for `hessian` [in, in]: high, high, low."""
@@ -116,17 +138,35 @@ def loss_and_gradients_triton(
     weight [out, in], codebooks and row_scales float32 and contiguous, stacked_hessian from `split_hessian`, `order` of
     the codes.
     """
+    out = len(weight)
+    partial, slopes, losses = gradient_sums(weight, stacked_hessian, codes, order, codebooks, row_scales)
+    tables = partial.sum(0, dtype=torch.float64).float()
+    return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
+
+
+def gradient_sums(
+    weight: Tensor,
+    stacked_hessian: Tensor,
+    codes: Tensor,
+    order: SortedCodes,
+    codebooks: Tensor,
+    row_scales: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What loss and gradients are sums of, in four launches and times out / 2, the loss times out.
+
+    Returns parts [chunks, M, K, g] of the gradient by codebooks, the gradient by row scales [out], and each row's share
+    of the loss [out]. Arguments as above.
+    """
     out, columns = weight.shape
     difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
-    shape = {"M": len(codebooks), "K": codebooks.shape[1], "g": codebooks.shape[2], "N": TILE}
+    shape = _shape(codebooks)
     _spread[(out, triton.cdiv(columns, TILE))](
         codes, codebooks, row_scales, weight, difference, columns, **shape, SPLIT=True
     )
     product = _product(difference, stacked_hessian)
     slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
     _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=True)
-    tables = order.sums(product, row_scales)
-    return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
+    return order.partial_sums(product, row_scales), slopes, losses
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -138,12 +178,15 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def dequantize_triton(
     codes: Tensor, codebooks: Tensor, row_scales: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The dense matrix [out, in] in `dtype`, from codebooks and row scales in float32; see `weight.dequantize`."""
-    out, columns = len(codes), codes.shape[1] * codebooks.shape[2]
+    """The dense matrix [out, in] in `dtype`, from codebooks and row scales in float32; see `weight.dequantize`.
+
+    codebooks: [M, K, g], or [layers, M, K, g] where codes count through those of several layers.
+    """
+    out, columns = len(codes), codes.shape[1] * codebooks.shape[-1]
     matrix = torch.empty(out, columns, dtype=dtype, device=codes.device)
     _spread[(out, triton.cdiv(columns, TILE))](
         codes.contiguous(), codebooks.contiguous(), row_scales.contiguous(), matrix, matrix, columns,
-        M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, SPLIT=False,
+        **_shape(codebooks), SPLIT=False,
     )  # fmt: skip
     return matrix
 
@@ -157,11 +200,17 @@ def dequantize_gradients_triton(
 
 
 def scale_gradients_triton(gradient: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor) -> Tensor:
-    """The gradient by row scales [out] alone."""
+    """The gradient by row scales [out] alone; codebooks as above, or of several layers."""
     gradient, codes, codebooks = gradient.contiguous(), codes.contiguous(), codebooks.contiguous()
     slopes = torch.empty_like(row_scales)
     _gather[(len(gradient),)](
         gradient, codes, codebooks, row_scales, gradient, slopes, slopes, gradient.shape[1],
-        M=len(codebooks), K=codebooks.shape[1], g=codebooks.shape[2], N=TILE, LOSS=False,
+        **_shape(codebooks), LOSS=False,
     )  # fmt: skip
     return slopes
+
+
+def _shape(codebooks: Tensor) -> dict[str, int]:
+    """Compile-time constants."""
+    num_codebooks, size, group_size = codebooks.shape[-3:]
+    return {"M": num_codebooks, "K": size, "g": group_size, "N": TILE}

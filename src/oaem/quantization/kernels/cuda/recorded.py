@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from oaem.quantization.block_tuning import Step
 
 log = logging.getLogger(__name__)
 
+Work = Callable[[], None]
 WARM_UP = 3  # steps before the recording, for what happens once: optimiser states, compiled kernels
 
 
@@ -76,3 +78,24 @@ class Recorded:
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):
             self.loss = self.step(*self.arguments)
+
+
+class Recording:
+    """`work`, recorded when it is first called and launched as one from then on.
+
+    It must read and write the same tensors every time, must not wait for the device, and all its kernels must have run
+    before, for a recording cannot load them.
+    """
+
+    def __init__(self, work: Work):
+        self.work = work
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do the work."""
+        if self.graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.work()
+            self.graph = graph
+        self.graph.replay()

@@ -10,6 +10,8 @@ The order of every sum is fixed, so every run gives the same bits.
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from torch import Tensor
 CHUNK = 2**15  # groups that are sorted together: 1 MB of float32 for groups of eight
 MEAN_SEGMENT = 128  # groups of a code in a chunk, at least: large codebooks take larger chunks
 TILE = 64  # groups at a time
+CHUNKS = 16  # parts of a sum at a time
 
 
 @triton.jit
@@ -41,29 +44,60 @@ def _sum_segments(
     tl.store(sums + segment * g + i, tl.sum(total, axis=0), mask=i < g)
 
 
-class SortedCodes:
-    """Where the groups of every code lie. codes: any integers [out, in/g, M] below `codebook_size`."""
+@triton.jit
+def sum_over_chunks(partial, i, inside, chunks, numbers, C: tl.constexpr):
+    """Sums in float64, rounded to float32 at the end, of the numbers `i` [N] over partial [chunks, numbers]."""
+    total = tl.zeros_like(i).to(tl.float64)
+    for start in range(0, chunks, C):
+        c = start + tl.arange(0, C)
+        part = tl.load(
+            partial + c[:, None] * numbers + i[None, :], mask=(c < chunks)[:, None] & inside[None, :], other=0.0
+        )
+        total += tl.sum(part.to(tl.float64), axis=0)
+    return total.to(tl.float32)
 
-    def __init__(self, codes: Tensor, codebook_size: int):
+
+@triton.jit
+def _add_chunks(partial, result, chunks, numbers, N: tl.constexpr, C: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    tl.store(result + i, sum_over_chunks(partial, i, i < numbers, chunks, numbers, C), mask=i < numbers)
+
+
+class SortedCodes:
+    """Where the groups of every code lie. codes: any integers [out, in/g, M] below `codebook_size`.
+
+    The rows of several `layers` in one have codes that count through all codebooks: those of layer l are M K l higher.
+    """
+
+    def __init__(self, codes: Tensor, codebook_size: int, layers: int = 1):
         out, self.row_groups, num_codebooks = codes.shape
-        groups = out * self.row_groups
+        groups, entries = out * self.row_groups, layers * num_codebooks * codebook_size
         chunk = max(CHUNK, MEAN_SEGMENT * codebook_size)
         chunks = triton.cdiv(groups, chunk)
-        self.shape = (chunks, num_codebooks, codebook_size)
+        books = (num_codebooks, codebook_size)
+        self.shape = (chunks, *books) if layers == 1 else (chunks, layers, *books)
         place = torch.arange(groups, dtype=torch.int32, device=codes.device)[:, None]
-        book = torch.arange(num_codebooks, dtype=torch.int32, device=codes.device)
-        segment = (place // chunk * num_codebooks + book) * codebook_size + codes.view(groups, -1).to(torch.int32)
-        segment = segment.flatten()
+        first = codebook_size * torch.arange(num_codebooks, dtype=torch.int32, device=codes.device)
+        segment = (place // chunk * entries + first + codes.view(groups, -1).to(torch.int32)).flatten()
         self.places = (segment.argsort(stable=True) // num_codebooks).to(torch.int32)
-        counts = torch.bincount(segment, minlength=chunks * num_codebooks * codebook_size)
+        counts = torch.bincount(segment, minlength=chunks * entries)
         self.starts = torch.zeros(len(counts) + 1, dtype=torch.int32, device=codes.device)
         self.starts[1:] = counts.cumsum(0)
 
     def sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
-        """Sums [M, K, g] over all groups of row_scales[o] * values[o, group], by code.
+        """Sums [M, K, g], for several layers [layers, M, K, g], of row_scales[o] * values[o, group], by code.
 
         values: floating point [out, in]. row_scales: float32 [out].
         """
+        partial = self.partial_sums(values, row_scales)
+        if len(partial) == 1:
+            return partial[0]
+        total = torch.empty_like(partial[0])
+        _add_chunks[(triton.cdiv(total.numel(), TILE),)](partial, total, len(partial), total.numel(), N=TILE, C=CHUNKS)
+        return total
+
+    def partial_sums(self, values: Tensor, row_scales: Tensor) -> Tensor:
+        """The same for each chunk of groups by itself, [chunks, …, M, K, g]."""
         values = values.contiguous()
         group_size = values.shape[1] // self.row_groups
         partial = torch.empty(*self.shape, group_size, device=values.device)
@@ -71,4 +105,15 @@ class SortedCodes:
             values, row_scales.contiguous(), self.places, self.starts, partial, self.row_groups,
             g=group_size, G=triton.next_power_of_2(group_size), N=TILE, num_warps=1,
         )  # fmt: skip
-        return partial.sum(0, dtype=torch.float64).float()
+        return partial
+
+    def twin(self) -> SortedCodes:
+        """The same in tensors of its own."""
+        twin = copy(self)
+        twin.places, twin.starts = self.places.clone(), self.starts.clone()
+        return twin
+
+    def take(self, other: SortedCodes) -> None:
+        """Become `other`, of codes of the same shape, in the tensors that are there."""
+        self.places.copy_(other.places)
+        self.starts.copy_(other.starts)

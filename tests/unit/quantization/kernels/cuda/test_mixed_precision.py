@@ -25,7 +25,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
     return attended.transpose(1, 2)
 
 
-def test_outputs_and_gradients_are_those_of_float32_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def quantised(linear: nn.Linear) -> QuantizedLinear:
+    """Random, but as large as the linear."""
+    out, columns = linear.weight.shape
+    codes, codebooks = (
+        torch.randint(0, 16, (out, columns // 8, 2)),
+        torch.randn(2, 16, 8) * linear.weight.std() / 2**0.5,
+    )
+    return QuantizedLinear(AdditiveWeight(codes, codebooks, torch.rand(out) + 0.5), linear.bias)
+
+
+@pytest.mark.parametrize("names", [("up_proj",), ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj")])
+def test_outputs_and_gradients_are_those_of_float32_but_for_rounding(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(causal_attention, "causal_attention", attend)
     config = Qwen2Config(
         hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1
@@ -34,8 +47,10 @@ def test_outputs_and_gradients_are_those_of_float32_but_for_rounding(monkeypatch
     torch.manual_seed(0)
     block, hidden = Qwen2DecoderLayer(config, 0), torch.randn(1, 40, 64)
     nn.init.normal_(block.self_attn.q_proj.bias)
-    weight = AdditiveWeight(torch.randint(0, 16, (96, 8, 2)), torch.randn(2, 16, 8) / 11, torch.rand(96) + 0.5)
-    block.mlp.up_proj = QuantizedLinear(weight)
+    for parent in (block.self_attn, block.mlp):
+        for name, linear in list(parent.named_children()):
+            if name in names:
+                setattr(parent, name, quantised(linear))
     arguments: dict[str, Any] = {
         "position_embeddings": Qwen2RotaryEmbedding(config)(hidden, torch.arange(40)[None]), "attention_mask": None,
     }  # fmt: skip

@@ -1,0 +1,99 @@
+"""silu(gate) * up in one launch, both gradients in another, for block tuning on a CUDA device."""
+
+# ruff: noqa: N803  (capitals are compile-time constants, as everywhere in Triton)
+# mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+TILE = 1024  # numbers of a program
+PARTS = ("gate_proj", "up_proj", "down_proj", "act_fn")  # what transformers calls them in every family
+
+
+@triton.jit
+def _gate(gate, up, result, gate_row, up_row, columns, N: tl.constexpr):
+    """One row's tile of gate and up, whose rows lie so far apart, to result [rows, columns]."""
+    row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * N + tl.arange(0, N)
+    inside = i < columns
+    x = tl.load(gate + row * gate_row + i, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(up + row * up_row + i, mask=inside, other=0.0).to(tl.float32)
+    tl.store(result + row * columns + i, (x * tl.sigmoid(x) * y).to(result.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gate_gradients(gradient, gate, up, for_gate, for_up, gate_row, up_row, columns, N: tl.constexpr):
+    row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * N + tl.arange(0, N)
+    inside = i < columns
+    place = row * columns + i
+    z = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(gate + row * gate_row + i, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(up + row * up_row + i, mask=inside, other=0.0).to(tl.float32)
+    share = tl.sigmoid(x)
+    tl.store(for_gate + place, (z * y * share * (1 + x * (1 - share))).to(for_gate.dtype.element_ty), mask=inside)
+    tl.store(for_up + place, (z * x * share).to(for_up.dtype.element_ty), mask=inside)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.shape = gate.shape
+        # Views where both are columns of one product.
+        gate, up = (_rows(part) for part in (gate, up))
+        ctx.save_for_backward(gate, up)
+        result = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+        _gate[_grid(gate)](gate, up, result, gate.stride(0), up.stride(0), gate.shape[1], N=TILE)
+        return result.view(ctx.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        for_gate, for_up = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (gate, up))
+        _gate_gradients[_grid(gate)](
+            gradient.contiguous(), gate, up, for_gate, for_up, gate.stride(0), up.stride(0), gate.shape[1], N=TILE
+        )
+        return for_gate.view(ctx.shape), for_up.view(ctx.shape)
+
+
+def _rows(part: Tensor) -> Tensor:
+    """[..., columns] as [rows, columns], copied only if the numbers of a row are apart."""
+    rows = part.flatten(0, -2)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _grid(rows: Tensor) -> tuple[int, int]:
+    return len(rows), triton.cdiv(rows.shape[1], TILE)
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up for tensors of one shape, computed in float32 and rounded once to the dtype of `gate`."""
+    result: Tensor = _Gated.apply(gate, up)
+    return result
+
+
+def gated_forward(module: Any, inputs: Tensor) -> Tensor:
+    """The forward of an MLP that `is_gated`."""
+    result: Tensor = module.down_proj(gated(module.gate_proj(inputs), module.up_proj(inputs)))
+    return result
+
+
+def is_gated(module: nn.Module) -> bool:
+    """Whether `module` computes down_proj(silu(gate_proj(x)) * up_proj(x)), by an example with numbers for linears."""
+    if not all(hasattr(module, name) for name in PARTS):
+        return False
+    gate, up = torch.linspace(-3, 3, 8), torch.linspace(2, 5, 8)
+    linears = {"gate_proj": lambda _: gate, "up_proj": lambda _: up, "down_proj": lambda inputs: 2 * inputs}
+    example = SimpleNamespace(**linears, act_fn=module.act_fn)
+    try:
+        found = type(module).forward(example, torch.zeros(8))
+    except AttributeError:  # it needs more than these parts
+        return False
+    return isinstance(found, Tensor) and torch.allclose(found, 2 * functional.silu(gate) * up)

@@ -1,0 +1,93 @@
+"""Products by quantised linears in bfloat16, with the gradients of codebooks and row scales; for block tuning.
+
+Linears that share an input are one product by one matrix. Stacked, they are an additive weight themselves, whose codes
+count through the codebooks of all of them, so every pass over codes takes one launch for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from oaem.quantization.kernels.cuda.layer_loss import dequantize_triton, scale_gradients_triton
+from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
+from oaem.quantization.linear import QuantizedLinear
+
+
+class SharedInput:
+    """Quantised linears of one geometry that are called on the same input: the first call multiplies by all.
+
+    Right for any calls: a linear that is given another input than the ones before it multiplies anew. Their codes must
+    not change.
+    """
+
+    def __init__(self, linears: list[QuantizedLinear]):
+        self.linears = linears
+        num_codebooks, size, _ = linears[0].codebooks.shape
+        self.sizes = [linear.out_features for linear in linears]
+        self.codes = linears[0].codes
+        if len(linears) > 1:
+            books = num_codebooks * size
+            dtype = torch.int16 if len(linears) * books < 2**15 else torch.int32
+            parts = [linear.codes.to(dtype) + index * books for index, linear in enumerate(linears)]
+            self.codes = torch.cat(parts)
+        self.order = SortedCodes(self.codes, size, len(linears))
+        self.inputs: Tensor | None = None
+        self.waiting: dict[int, Tensor] = {}  # results by the linear that has not yet asked for its own
+
+    def forward(self, index: int, inputs: Tensor) -> Tensor:
+        """inputs [..., in] -> [..., out] of linear `index`, in bfloat16 where it has no bias."""
+        if self.inputs is not inputs or index not in self.waiting:
+            self.inputs = inputs
+            self.waiting = dict(enumerate(self._products(inputs.bfloat16())))
+        product = self.waiting.pop(index)
+        if not self.waiting:
+            self.inputs = None
+        bias = self.linears[index].bias
+        return product if bias is None else product + bias
+
+    def _products(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        if len(self.linears) == 1:
+            (linear,) = self.linears
+            return (_multiply(inputs, self.codes, linear.codebooks[None], linear.row_scales, self.order),)
+        codebooks = torch.stack([linear.codebooks for linear in self.linears])
+        row_scales = torch.cat([linear.row_scales for linear in self.linears])
+        return _multiply(inputs, self.codes, codebooks, row_scales, self.order).split(self.sizes, -1)
+
+
+def _multiply(*arguments: Any) -> Tensor:
+    product: Tensor = _QuantizedProduct.apply(*arguments)
+    return product
+
+
+class _QuantizedProduct(torch.autograd.Function):
+    """inputs bfloat16 [..., in] by an additive weight, its codebooks [linears, M, K, g] -> bfloat16 [..., out]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor, order: SortedCodes
+    ) -> Tensor:
+        half = dequantize_triton(codes, codebooks, row_scales, torch.bfloat16)
+        ctx.save_for_backward(inputs, half, codes, codebooks, row_scales)
+        ctx.order = order
+        return inputs @ half.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        inputs, half, codes, codebooks, row_scales = ctx.saved_tensors
+        dense = weight_gradient(gradient, inputs)
+        slopes = scale_gradients_triton(dense, codes, codebooks, row_scales)
+        tables = ctx.order.sums(dense, row_scales).view_as(codebooks)
+        return gradient @ half, None, tables, slopes, None
+
+
+def weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:
+    """gradient [..., out] and inputs [..., in] in bfloat16 -> their product over all tokens, float32 [out, in]."""
+    left, right = gradient.flatten(0, -2).T, inputs.flatten(0, -2)
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()  # torch has no such product for the CPU, where tests go through this code.

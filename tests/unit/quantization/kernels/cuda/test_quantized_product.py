@@ -1,0 +1,89 @@
+"""Linears that share an input, multiplied as one, against each of them alone in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("tests.unit.interpreter")
+
+from oaem.quantization.kernels.cuda import quantized_product
+from oaem.quantization.kernels.cuda.mixed_precision import quantized_linears
+from oaem.quantization.kernels.cuda.quantized_product import SharedInput
+from oaem.quantization.linear import QuantizedLinear
+from oaem.quantization.weight import AdditiveWeight
+from tests.unit.interpreter import randn
+
+COLUMNS = 24
+
+
+def quantised(out: int, bias: bool = False, size: int = 16, group_size: int = 8) -> QuantizedLinear:
+    draws = torch.Generator().manual_seed(out)
+    codes = torch.randint(0, size, (out, COLUMNS // group_size, 2), generator=draws).to(torch.uint8)
+    weight = AdditiveWeight(codes, randn(2, size, group_size, seed=out), 0.5 + randn(out, seed=out).abs())
+    return QuantizedLinear(weight, randn(out, seed=1) if bias else None)
+
+
+def exact(linear: QuantizedLinear, inputs: Tensor) -> Tensor:
+    """From plain indexing, in float64."""
+    codebooks, row_scales = linear.codebooks.double(), linear.row_scales.double()
+    groups = sum(book[linear.codes[..., m].long()] for m, book in enumerate(codebooks))
+    product = inputs.double() @ (groups.flatten(1) * row_scales[:, None]).T
+    return product if linear.bias is None else product + linear.bias.double()
+
+
+@pytest.mark.parametrize("outs", [(5,), (5, 3, 3), (7, 4)], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_and_gradients_are_those_of_each_linear_alone(outs: tuple[int, ...], bias: bool) -> None:
+    linears = [quantised(out, bias) for out in outs]
+    shared = SharedInput(linears)
+    inputs = randn(2, 6, COLUMNS).bfloat16().requires_grad_()
+    incoming = [randn(2, 6, out, seed=2).bfloat16() for out in outs]
+    learning = [inputs, *(parameter for linear in linears for parameter in linear.parameters())]
+    found = [shared.forward(index, inputs) for index in range(len(outs))]
+    gradients = torch.autograd.grad(
+        found, learning, [part.to(one.dtype) for part, one in zip(incoming, found, strict=True)]
+    )
+    expected = [exact(linear, inputs) for linear in linears]
+    exact_gradients = torch.autograd.grad(expected, learning, [part.double() for part in incoming])
+    assert not shared.waiting and shared.inputs is None
+    for ours, wanted in zip((*found, *gradients), (*expected, *exact_gradients), strict=True):
+        # Weights and results are bfloat16, 0.2 % off in the mean.
+        assert float((ours - wanted).detach().norm() / wanted.detach().norm()) < 0.005
+
+
+def test_they_are_multiplied_once_and_other_calls_are_right_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = []
+    dequantize = quantized_product.dequantize_triton
+    monkeypatch.setattr(
+        quantized_product, "dequantize_triton", lambda *parts: count.append(len(parts[0])) or dequantize(*parts)
+    )
+    linears = [quantised(5), quantised(3)]
+    shared, first, second = SharedInput(linears), randn(4, COLUMNS, seed=3), randn(4, COLUMNS, seed=4)
+
+    def check(index: int, inputs: Tensor) -> None:
+        found, wanted = shared.forward(index, inputs), exact(linears[index], inputs)
+        assert float((found - wanted).detach().norm() / wanted.detach().norm()) < 0.01
+
+    for index, inputs in ((0, first), (1, first), (1, second), (0, second)):
+        check(index, inputs)
+    assert count == [8, 8]
+    for index, inputs in ((0, first), (0, first), (1, second), (0, first), (0, second), (1, second)):
+        check(index, inputs)
+
+
+class Attention(nn.Module):
+    def __init__(self, *linears: nn.Module) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = linears
+
+
+def test_linears_share_by_name_and_geometry() -> None:
+    whole = Attention(quantised(5), quantised(3), quantised(3), quantised(5))
+    assert quantized_linears(whole) == [[whole.q_proj, whole.k_proj, whole.v_proj], [whole.o_proj]]
+    partly = Attention(nn.Linear(COLUMNS, 5), quantised(3), quantised(3), quantised(5))
+    assert quantized_linears(partly) == [[partly.k_proj], [partly.v_proj], [partly.o_proj]]
+    mixed = Attention(quantised(5), quantised(3, size=32), quantised(3), nn.Linear(COLUMNS, 5))
+    assert quantized_linears(mixed) == [[mixed.q_proj], [mixed.k_proj], [mixed.v_proj]]
+    assert quantized_linears(nn.Sequential(nn.Linear(2, 2))) == []
