@@ -7,8 +7,9 @@ import torch
 
 from oaem.numerics.fast_paths import plain_paths
 from oaem.quantization.beam_search import beam_search
-from oaem.quantization.clusters import cluster_sums
+from oaem.quantization.clusters import best_entries, cluster_sums
 from oaem.quantization.layer_loss import layer_loss
+from oaem.quantization.weight import dense_matrix
 from tests.unit.quantization.toy_layers import Layer, order_of, row_errors, toy_layer
 
 pytestmark = [
@@ -112,6 +113,17 @@ def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
         assert float((ours - exact).norm() / exact.norm()) < 1e-5
 
 
+@pytest.mark.parametrize(("bits", "group_size"), [(3, 3), (12, 12)])
+def test_loss_and_dense_matrix_at_any_size_of_codebook(bits: int, group_size: int) -> None:
+    """To 1e-4 of the plain formula, which works in float32 too; the kernel's product has 16 bits of mantissa."""
+    layer = toy_layer(192, 576, 2, bits, group_size, device="cuda")
+    fast, plain = (each(*layer[:3], 2**bits) for each in (layer_loss, layer_loss.oracle))
+    assert type(fast) is not type(plain)
+    for found, expected in zip(fast.value(*layer[3:]), plain.value(*layer[3:]), strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 1e-4
+    torch.testing.assert_close(dense_matrix(*layer[2:]), dense_matrix.oracle(*layer[2:]))
+
+
 def test_the_m_step_kernel_takes_the_same_steps() -> None:
     from oaem.quantization.kernels.cuda.m_step import adam_m_step_triton
 
@@ -131,7 +143,8 @@ def test_the_m_step_kernel_takes_the_same_steps() -> None:
 def test_a_tensor_on_the_device_takes_the_kernels_that_fit() -> None:
     *layer, _ = toy_layer(16, 64, 2, 4, 8, device="cuda")
     assert layer_loss.choose(*layer[:3], 16).__name__ == "SplitLayerLoss"
-    assert layer_loss.choose(*layer[:3], 4096) is layer_loss.plain  # more entries than the kernels hold
+    assert layer_loss.choose(*layer[:3], 4096).__name__ == "SplitLayerLoss"
+    assert best_entries.choose(layer[0][None], torch.empty(1, 64, 4096), layer[0]) is best_entries.plain  # too many
     assert layer_loss.choose(layer[0].double(), *layer[1:3], 16) is layer_loss.plain
     assert type(cluster_sums(layer[2].flatten(), 16)).__name__ == "SortedSums"
     with plain_paths():

@@ -15,9 +15,9 @@ from oaem.pv.teacher import TeacherPlace
 from oaem.pv.team import PIECE
 
 Place = Literal["device", "host", "disk"]
-# Short sequences share a forward pass up to this many tokens, by kind of device: products as large as a processor likes,
-# what is as large as the vocabulary (the head's cast and gradient) once for all of them, and on a GPU launches that do not
-# outnumber the work. The paper's sequences are as long: one at a time.
+# Short sequences share a forward pass up to this many tokens, by kind of device: products as large as a processor
+# likes, what is as large as the vocabulary (the head's cast and gradient) once for all of them, and on a GPU launches
+# that do not outnumber the work. The paper's sequences are as long: one at a time.
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 4096}
 
 
@@ -124,9 +124,9 @@ def memory_plan(
     shared = host_bytes is None
     offloads = [(False, False)] if shared else [(False, False), (True, False), (True, True)]
     places: list[TeacherPlace] = ["memory", "disk", "live"] if settings.gpus == 1 else ["disk", "live"]
-    device = "cpu" if shared else "cuda"
+    kind = "cpu" if shared else "cuda"
     plans = [
-        plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload), device)
+        plan_for(shape, geometry, settings, sequences, window, compute_bytes, Placement(place, *offload), kind)
         for offload in offloads
         for place in places
     ]

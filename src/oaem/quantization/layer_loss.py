@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oaem.numerics.fast_paths import fast_path
 from oaem.numerics.product import matrix_product
-from oaem.quantization.clusters import ClusterSums, cluster_sums, fits_kernels
+from oaem.quantization.clusters import ClusterSums, cluster_sums
 from oaem.quantization.weight import sum_of_entries
 
 
@@ -50,7 +50,7 @@ class LayerLoss:
 @fast_path(
     "cuda",
     "oaem.quantization.kernels.cuda.layer_loss:SplitLayerLoss",
-    when=lambda weight, hessian, codes, codebook_size: fits_kernels(weight, codebook_size),
+    when=lambda weight, hessian, codes, codebook_size: weight.dtype == torch.float32,
 )
 @fast_path(
     "cpu",

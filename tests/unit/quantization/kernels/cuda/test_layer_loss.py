@@ -56,9 +56,12 @@ def test_loss_dense_matrix_and_gradients(group_size: int, size: int) -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_prepared_for_many_evaluations() -> None:
-    layer = toy_layer(3, 24, 2, 4, 8)
-    fast, plain = SplitLayerLoss(*layer[:3], 16), layer_loss.oracle(*layer[:3], 16)
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 8), (3, 3), (9, 12)])
+def test_prepared_for_many_evaluations_at_any_size_of_codebook(bits: int, group_size: int) -> None:
+    """Codebooks of eight entries and of 512, too, for which clustering has no kernels."""
+    layer = toy_layer(3, 24, 2, bits, group_size)
+    fast, plain = SplitLayerLoss(*layer[:3], 2**bits), layer_loss.oracle(*layer[:3], 2**bits)
+    torch.testing.assert_close(dequantize_triton(*layer[2:]), dense(*layer[2:]))
     for found, expected in zip(fast.value(*layer[3:]), plain.value(*layer[3:]), strict=True):
         assert float((found - expected).norm() / expected.norm()) < 1e-4
     gradient = randn(3, 24)
