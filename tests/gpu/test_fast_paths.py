@@ -91,7 +91,6 @@ def test_assignment_and_sums(group_size: int, size: int) -> None:
 @pytest.mark.parametrize("shape", [(96, 512, 2, 8, 8), (30, 240, 2, 6, 6), (20, 256, 3, 4, 16)], ids=str)
 def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
     from oaem.quantization.kernels.cuda import layer_loss as fast
-    from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 
     layer = toy_layer(*shape, device="cuda")
     weight, hessian, codes, codebooks, row_scales = in_double(layer)
@@ -101,8 +100,7 @@ def test_loss_dense_matrix_and_gradients(shape: tuple[int, ...]) -> None:
     matrix = groups.flatten(1) * row_scales[:, None]
     expected = (((matrix - weight) @ hessian) * (matrix - weight)).sum() / len(weight)
     gradients = torch.autograd.grad(expected, (codebooks, row_scales), retain_graph=True)
-    order = SortedCodes(layer[2], 2 ** shape[3])
-    loss, *found = fast.loss_and_gradients_triton(layer[0], fast.split_hessian(layer[1]), layer[2], order, *layer[3:])
+    loss, *found = fast.SplitLayerLoss(*layer[:3], 2 ** shape[3]).value(*layer[3:])
     assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
     for ours, exact in zip(found, gradients, strict=True):
         assert float((ours - exact).norm() / exact.norm()) < 1e-4

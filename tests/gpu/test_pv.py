@@ -14,7 +14,6 @@ from oaem.pv.kernels.cuda.attention import attention, attention_gradients
 from oaem.pv.kernels.cuda.embeddings import StudentEmbedding
 from oaem.pv.lamb import Lamb, lamb_step, lamb_step_reference
 from oaem.pv.loss import backward_kl, kl_divergence_reference
-from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import TOKENS_AT_ONCE, Placement
 from oaem.pv.products import add_product
 from oaem.pv.straight_through import reencode, reencode_reference
@@ -22,7 +21,7 @@ from oaem.pv.student import Student
 from oaem.pv.trainer import PVJob, tune
 from oaem.quantization.weight import dequantize
 from oaem.runtime.seeds import generator
-from tests.unit.pv.toy import VOCABULARY, make_model, make_settings, make_state
+from tests.unit.pv.toy import VOCABULARY, make_model, make_settings, make_state, stopped_in
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,10 +47,6 @@ def run_on_device(model: Path, folder: Path, placement: Placement) -> dict[str, 
     return tune(job, make_state(model), tokens_of(11, 1), folder, measure, measure, lambda line: None)
 
 
-class Stop(Exception):  # noqa: N818 (a signal, not an error)
-    """Stands for a kill."""
-
-
 def test_tuned_twice_and_once_interrupted_it_leaves_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -60,17 +55,8 @@ def test_tuned_twice_and_once_interrupted_it_leaves_the_same_bytes(
     whole = run_on_device(model, tmp_path / "whole", Placement())
     assert whole["epochs"][2]["loss"] < whole["epochs"][0]["loss"]
     assert whole["epochs"][2]["codes_changed"] > 0
-    step = PVOptimizer.step
-
-    def dying(self: PVOptimizer, number: int) -> int:
-        if number == 6:
-            raise Stop
-        return step(self, number)
-
-    monkeypatch.setattr(PVOptimizer, "step", dying)
-    with pytest.raises(Stop):
+    with stopped_in(6):
         run_on_device(model, tmp_path / "other", Placement("memory"))
-    monkeypatch.setattr(PVOptimizer, "step", step)
     torch._dynamo.reset()  # as in a new process
     compiled._compiled.cache_clear()
     resumed = run_on_device(model, tmp_path / "other", Placement("live", True, True))

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from oaem.evaluation.exchange import measure_exchange, parts_of
+from oaem.evaluation.exchange import measure_exchange, parts_in
 from oaem.evaluation.metrics import write_metrics
-from oaem.evaluation.stages import assemble, compared, quantized_state
+from oaem.evaluation.stages import assemble, compared
 from oaem.models.families import family_of
 from oaem.models.load import load_config
 from oaem.runtime import provenance
@@ -18,8 +18,7 @@ def work(snakemake: Any) -> None:
     model = Path(snakemake.input.model)
     with job_device(settings["device"], snakemake.threads) as device:
         models = {each: assemble(each.path, "pre_pv", model, device) for each in pair}
-        state = quantized_state(pair[0].path, "pre_pv", model)
-        parts = parts_of(state.linears, state.tensors, family_of(load_config(model.parent / "hf")).blocks)
+        parts = parts_in(models[pair[0]], family_of(load_config(model.parent / "hf")))
         tokens = [Path(path) for path in snakemake.input.tokens]
         metrics = measure_exchange(models, parts, settings["domains"], tokens, settings["batch_size"], device)
         made_by = provenance.collect(device, settings=settings, code=snakemake.params.code, seed=pair[0].seed)

@@ -33,11 +33,19 @@ def error_directions(weight: Tensor, quantized: Tensor, hessian: Tensor) -> dict
     error in the first hundredth of eigenvectors and in the worst hundredth of rows (`error_share_…`); and the share of
     the inputs' energy in the very first eigenvector (`input_share_first_direction`). All in float64.
     """
+    return _by_direction(weight, quantized, *_decomposed(hessian))
+
+
+def _decomposed(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [in], the largest first, and eigenvectors in columns [in, in], in float64."""
     values, vectors = torch.linalg.eigh(hessian.double())
-    values, vectors = values.clamp(min=0).flip(0), vectors.flip(1)
+    return values.clamp(min=0).flip(0), vectors.flip(1)
+
+
+def _by_direction(weight: Tensor, quantized: Tensor, values: Tensor, vectors: Tensor) -> dict[str, float]:
     error = ((quantized - weight).double() @ vectors).square() * values
     energy = ((weight.double() @ vectors).square() * values).sum(0)
-    directions, rows = (max(1, round(FEW * size)) for size in (len(hessian), len(weight)))
+    directions, rows = (max(1, round(FEW * size)) for size in (len(values), len(weight)))
     by_direction, by_row = error.sum(0), error.sum(1).sort(descending=True).values
     total = by_direction.sum()
     return {
@@ -65,10 +73,10 @@ def measure_directions(
     prefix = family_of(load_config(folder)).blocks
     facts = {"sequences": len(tokens), "window": tokens.shape[1], "few": FEW}
     metrics = []
-    for index, name, weight, hessian in _unquantised(folder, tokens, dtype, device):
+    for index, name, weight, *directions in _unquantised(folder, tokens, dtype, device):
         for run, state in runs.items():
             quantized = dense_weight(state.linears[f"{prefix}.{index}.{name}"], device)
-            for metric, value in error_directions(weight, quantized, hessian).items():
+            for metric, value in _by_direction(weight, quantized, *directions).items():
                 row = Metric(run.model, "directions", name, metric, value, run, label=str(index), protocol=facts)
                 metrics.append(row)
     return metrics
@@ -76,8 +84,11 @@ def measure_directions(
 
 def _unquantised(
     folder: Path, tokens: Tensor, dtype: torch.dtype, device: str
-) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """Block, name, weight [out, in] in float32 and Hessian [in, in] of each linear that quantisation replaces."""
+) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
+    """Block, name and weight [out, in] in float32 of each linear that quantisation replaces; its Hessian, decomposed.
+
+    Linears that share their input share one Hessian, the same tensor, which is decomposed once.
+    """
     groups, count = family_of(load_config(folder)).sequential_groups, block_count(folder)
     progress = Progress(f"{folder.parent.name} directions", count, every=20.0)
     hidden = embed_tokens(folder, tokens, dtype, device)
@@ -86,7 +97,10 @@ def _unquantised(
         walk = BlockWalk(block, hidden, block_arguments(folder, index, hidden.shape[1], dtype, device), groups, False)
         for number, group in enumerate(groups):
             hessians, _ = walk.observe(number)
+            distinct = {id(hessian): hessian for hessian in hessians.values()}
+            decomposed = {key: _decomposed(hessian) for key, hessian in distinct.items()}
             for name in group:
-                yield index, name, block.get_parameter(f"{name}.weight").detach().float(), hessians[name]
+                weight = block.get_parameter(f"{name}.weight").detach().float()
+                yield index, name, weight, *decomposed[id(hessians[name])]
         hidden = walk.outputs()
         progress.step()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from oaem.config.grid import Run
 from oaem.evaluation.domains import measure_domains
 from oaem.evaluation.metrics import Metric
+from oaem.models.families import Family, linear_names
 from oaem.runtime.progress import Progress
 
-WHOLE = "nothing"  # The part that leaves a model as it is.
+NOTHING = "nothing"  # The part that leaves a model as it is.
 
 
 def parts_of(linears: Iterable[str], tensors: Iterable[str], blocks: str) -> dict[str, list[str]]:
@@ -25,7 +26,7 @@ def parts_of(linears: Iterable[str], tensors: Iterable[str], blocks: str) -> dic
     tensors of the blocks, which block tuning changes too. blocks: where the blocks are, such as model.layers.
     """
     weights = [f"{name}.weight" for name in linears]
-    found: dict[str, list[str]] = {WHOLE: []}
+    found: dict[str, list[str]] = {NOTHING: []}
     for name in weights:
         _, kind = _place(name, blocks)
         found.setdefault(kind.removesuffix(".weight"), []).append(name)
@@ -33,6 +34,16 @@ def parts_of(linears: Iterable[str], tensors: Iterable[str], blocks: str) -> dic
         index, _ = _place(name, blocks)
         found.setdefault(f"block {index}", []).append(name)
     return found
+
+
+def parts_in(model: nn.Module, family: Family) -> dict[str, list[str]]:
+    """The parts of a dense model of that family, of which quantisation replaces the linears."""
+    inside = [name for name, _ in model.named_parameters() if name.startswith(f"{family.blocks}.")]
+    names = sorted(inside, key=lambda name: _place(name, family.blocks))
+    kinds = {f"{kind}.weight" for kind in linear_names(family)}
+    weights = [name for name in names if _place(name, family.blocks)[1] in kinds]
+    others = [name for name in names if name not in set(weights)]
+    return parts_of([name.removesuffix(".weight") for name in weights], others, family.blocks)
 
 
 def _place(name: str, blocks: str) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from oaem.config.licences import licence_refusal
 from oaem.config.schema import Config, parse
 from oaem.errors import UserError
 from oaem.planning import layout, shapes
+from oaem.planning.rules import ranks
 from oaem.quantization.initialisations import known_initialisations
 from oaem.runtime.devices import gpus_present, too_few
 
@@ -44,7 +45,7 @@ def enough_gpus(config: Config, granted: int | None, local: bool) -> None:
 
     granted: how many Snakemake may hand out, None if it was not told. local: whether jobs run on this machine.
     """
-    wanted = 1 if config.pv is None else config.pv.gpus
+    wanted = ranks(config)
     if wanted == 1 or config.device == "cpu":
         return
     if config.device == "cuda" and granted is not None and granted < wanted:

@@ -18,7 +18,8 @@ from oaem.planning.shapes import Shape
 
 # Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
 GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
-# Bytes that a beam search takes at most for its hypotheses; more rows than fit are searched in turns.
+# Bytes that a beam search takes at most for its hypotheses (MEMORY in kernels/cuda/beam_search.py, which a plan cannot
+# import): more rows than fit are searched in turns.
 MOST_FOR_HYPOTHESES = 8 * 2**30
 # How many devices the plan reckons with.
 DEVICES = (1, 8, 64)

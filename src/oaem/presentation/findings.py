@@ -20,6 +20,7 @@ from oaem.config.schema import Config, load
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.spread import ratio_spread
+from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Rung, Trend, interval
 from oaem.runtime.atomic import write_text
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXTS = {"wikihow": "WikiHow (in-domain)", "lambada": "LAMBADA (near)", "boolq": "Wikipedia (far)"}
-NOT_RUN = "not run"
 STAGES = {"pre_pv": "before PV", "post_pv": "after PV"}
 COLORS = {"pre_pv": "#a03c28", "post_pv": "#1f4e79"}
 

@@ -16,7 +16,7 @@ SCORES_AT_ONCE = 2**26  # Scores held at once: 256 MiB of float32.
 
 
 def fits_kernels(values: Tensor, codebook_size: int) -> bool:
-    """Whether the Triton kernels over codes can serve: float32, codebooks of 16 to 256 entries."""
+    """Whether the Triton kernels of clustering can serve: float32, and 16 to 256 entries, all held in registers."""
     return values.dtype == torch.float32 and 16 <= codebook_size <= 256
 
 

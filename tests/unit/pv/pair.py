@@ -12,21 +12,16 @@ from typing import Any
 import torch
 
 from oaem.pv import plan, team
-from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
 from oaem.pv.team import Team, joined
 from oaem.pv.trainer import tune
 from oaem.runtime.ranks import be_rank
-from tests.unit.pv.toy import make_job, make_state, make_tokens, run_toy, toy_perplexity
+from tests.unit.pv.toy import make_job, make_state, make_tokens, run_toy, stopped_in, toy_perplexity
 
 # A sequence a step and rank, so that one device adds up the same numbers in the same order.
 EXACT = {"batch_size": 2, "epochs": 2, "code_lr": 0.1}
 NEAR = {"batch_size": 4, "epochs": 3, "code_lr": 0.1}
 STOP_IN, SAVED = 4, 2
-
-
-class Stop(Exception):  # noqa: N818 (a signal, not an error)
-    """Stands for a kill of all ranks."""
 
 
 def numbers(rank: int) -> torch.Tensor:
@@ -50,25 +45,6 @@ def told_each_other(ours: Team) -> dict[str, Any]:
     return found
 
 
-def stopped(model: Path, folder: Path, ours: Team) -> None:
-    """A tuning that ends in the middle of a step."""
-    step = PVOptimizer.step
-
-    def dying(self: PVOptimizer, number: int) -> int:
-        if number == STOP_IN:
-            raise Stop
-        return step(self, number)
-
-    PVOptimizer.step = dying  # type: ignore[method-assign]
-    try:
-        run_toy(model, folder, team=ours, **NEAR)
-    except Stop:
-        return
-    finally:
-        PVOptimizer.step = step  # type: ignore[method-assign]
-    raise AssertionError("it was not stopped")
-
-
 def resumed(model: Path, place: Path, ours: Team) -> None:
     """The same to its end, with a placement of its own choice."""
     lines: list[str] = []
@@ -85,7 +61,8 @@ def work(told: dict[str, str], device: str) -> None:
         (place / f"told-{ours.rank}.json").write_text(json.dumps(told_each_other(ours)))
         run_toy(model, place / "near", team=ours, **NEAR)
         run_toy(model, place / "placed", Placement("disk", True, True), ours, **NEAR)
-        stopped(model, place / "stopped", ours)
+        with stopped_in(STOP_IN):
+            run_toy(model, place / "stopped", team=ours, **NEAR)
         resumed(model, place, ours)
         result = run_toy(model, place / "stopped", team=ours, **NEAR)  # a finished one, which is found on every rank
         (place / f"result-{ours.rank}.json").write_text(json.dumps(result))

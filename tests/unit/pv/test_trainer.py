@@ -20,13 +20,9 @@ from oaem.pv.optimizer import PVOptimizer
 from oaem.pv.plan import Placement
 from oaem.pv.trainer import tune
 from tests.unit.pv import toy as pv_toy
-from tests.unit.pv.toy import make_job, make_model, make_state, make_tokens, run_toy, toy_perplexity
+from tests.unit.pv.toy import Stop, make_job, make_model, make_state, make_tokens, run_toy, toy_perplexity
 
 STEPS = 9
-
-
-class Stop(Exception):  # noqa: N818 (a signal, not an error)
-    """Stands for a kill in tests that stay in one process."""
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,10 @@ LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 LINEARS += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
 IN_PLACE = Placement()
 VOCABULARY, WINDOW, SEQUENCES = 97, 24, 11
+
+
+class Stop(Exception):  # noqa: N818 (a signal, not an error)
+    """Stands for a kill in tests that stay in one process, or of all ranks."""
 
 
 def make_model(folder: Path, **changes: Any) -> Path:
@@ -104,6 +110,26 @@ def run_toy(
     """Tune the toy in `folder`."""
     job = make_job(model, placement, team, **changes)
     return tune(job, make_state(model), make_tokens(), folder, toy_perplexity(2), toy_perplexity(3), lambda line: None)
+
+
+@contextmanager
+def stopped_in(number: int) -> Iterator[None]:
+    """A tuning in the body is left in the middle of step `number`; AssertionError if it is not."""
+    step = PVOptimizer.step
+
+    def dying(self: PVOptimizer, current: int) -> int:
+        if current == number:
+            raise Stop
+        return step(self, current)
+
+    PVOptimizer.step = dying  # type: ignore[method-assign]
+    try:
+        yield
+    except Stop:
+        return
+    finally:
+        PVOptimizer.step = step  # type: ignore[method-assign]
+    raise AssertionError("it was not stopped")
 
 
 def _kill(*_: Any, **__: Any) -> None:

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST_CODEBOOK = 256  # entries whose scores and sums fit into one program's registers
 PROGRAMS = 264  # that share the vectors of one sum: two for each multiprocessor of an H100; decides its rounding
 TILE = 32  # vectors at a time
 
@@ -87,11 +86,6 @@ def _sum_by_code(
         )
         total = _add_up(total, code, vector * scale[:, None], (c // G)[None, :], K, OPERAND)
     tl.store(sums + ((tl.program_id(0) * M + m) * K + k)[:, None] * (4 * G) + c[None, :], total)
-
-
-def fits(codebook_size: int) -> bool:
-    """Whether the kernels can hold all entries of a codebook at once."""
-    return 16 <= codebook_size <= LARGEST_CODEBOOK
 
 
 def best_entries_triton(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:

@@ -93,14 +93,30 @@ class SplitLayerLoss(LayerLoss):
         return self.order.sums(gradient, torch.ones(len(gradient), device=gradient.device))
 
     def value(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `layer_loss.LayerLoss.value`."""
-        return loss_and_gradients_triton(
-            self.weight, self.stacked_hessian, self.codes, self.order, codebooks.contiguous(), row_scales
-        )
+        """See `layer_loss.LayerLoss.value`; float32."""
+        out = len(self.weight)
+        partial, slopes, losses = self.sums(codebooks.contiguous(), row_scales)
+        tables = partial.sum(0, dtype=torch.float64).float()
+        return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
 
     def sums(self, codebooks: Tensor, row_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What `gradient_sums` gives for this layer."""
-        return gradient_sums(self.weight, self.stacked_hessian, self.codes, self.order, codebooks, row_scales)
+        """What loss and gradients are sums of, in four launches and times out / 2, the loss times out.
+
+        codebooks [M, K, g] and row_scales [out] are contiguous. Returns parts [chunks, M, K, g] of the gradient by
+        codebooks, the gradient by row scales [out], and each row's share of the loss [out].
+        """
+        out, columns = self.weight.shape
+        difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=self.weight.device)
+        shape = _shape(codebooks)
+        _spread[(out, triton.cdiv(columns, TILE))](
+            self.codes, codebooks, row_scales, self.weight, difference, columns, **shape, SPLIT=True
+        )
+        product = _product(difference, self.stacked_hessian)
+        slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
+        _gather[(out,)](
+            product, self.codes, codebooks, row_scales, self.weight, slopes, losses, columns, **shape, LOSS=True
+        )
+        return self.order.partial_sums(product, row_scales), slopes, losses
 
     def twin(self) -> SplitLayerLoss:
         """The same in tensors of its own, with all that `sums` reads and no more."""
@@ -123,50 +139,6 @@ def split_hessian(hessian: Tensor) -> Tensor:
     """The right operand of the product, bfloat16 [3 in, in], for `hessian` [in, in]: high, high, low."""
     high = hessian.bfloat16()
     return torch.cat([high, high, (hessian - high.float()).bfloat16()])
-
-
-def loss_and_gradients_triton(
-    weight: Tensor,
-    stacked_hessian: Tensor,
-    codes: Tensor,
-    order: SortedCodes,
-    codebooks: Tensor,
-    row_scales: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss (float64, on the device) and its gradients by codebooks [M, K, g] and row scales [out].
-
-    weight [out, in], codebooks and row_scales float32 and contiguous, stacked_hessian from `split_hessian`, `order` of
-    the codes.
-    """
-    out = len(weight)
-    partial, slopes, losses = gradient_sums(weight, stacked_hessian, codes, order, codebooks, row_scales)
-    tables = partial.sum(0, dtype=torch.float64).float()
-    return losses.sum(dtype=torch.float64) / out, tables * (2 / out), slopes * (2 / out)
-
-
-def gradient_sums(
-    weight: Tensor,
-    stacked_hessian: Tensor,
-    codes: Tensor,
-    order: SortedCodes,
-    codebooks: Tensor,
-    row_scales: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What loss and gradients are sums of, in four launches and times out / 2, the loss times out.
-
-    Returns parts [chunks, M, K, g] of the gradient by codebooks, the gradient by row scales [out], and each row's share
-    of the loss [out]. Arguments as above.
-    """
-    out, columns = weight.shape
-    difference = torch.empty(out, 3 * columns, dtype=torch.bfloat16, device=weight.device)
-    shape = _shape(codebooks)
-    _spread[(out, triton.cdiv(columns, TILE))](
-        codes, codebooks, row_scales, weight, difference, columns, **shape, SPLIT=True
-    )
-    product = _product(difference, stacked_hessian)
-    slopes, losses = torch.empty_like(row_scales), torch.empty_like(row_scales)
-    _gather[(out,)](product, codes, codebooks, row_scales, weight, slopes, losses, columns, **shape, LOSS=True)
-    return order.partial_sums(product, row_scales), slopes, losses
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

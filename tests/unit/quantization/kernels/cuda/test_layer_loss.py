@@ -14,10 +14,7 @@ from oaem.quantization.kernels.cuda.layer_loss import (
     SplitLayerLoss,
     dequantize_gradients_triton,
     dequantize_triton,
-    loss_and_gradients_triton,
-    split_hessian,
 )
-from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 from oaem.quantization.layer_loss import layer_loss
 from tests.unit.interpreter import randn
 from tests.unit.quantization.toy_layers import toy_layer
@@ -40,10 +37,7 @@ def test_loss_dense_matrix_and_gradients(group_size: int, size: int) -> None:
     expected = ((difference @ hessian) * difference).sum() / len(weight)
     table, slopes = torch.autograd.grad(expected, (codebooks, row_scales), retain_graph=True)
     values = (codes, codebooks.detach(), row_scales.detach())
-    order = SortedCodes(codes, size)
-    loss, table_found, slopes_found = loss_and_gradients_triton(
-        weight, split_hessian(hessian), codes, order, *values[1:]
-    )
+    loss, table_found, slopes_found = SplitLayerLoss(weight, hessian, codes, size).value(*values[1:])
     # Operands are split into two bfloat16 halves: 16 bits of mantissa.
     assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
     assert float((table_found - table).norm() / table.norm()) < 1e-4
