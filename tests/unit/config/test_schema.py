@@ -1,5 +1,6 @@
 """Configuration: what ships is valid and documented, and every fault is one clear message."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 
 from oaem.config import docs
 from oaem.config.schema import load, parse, schema
+from oaem.config.settings import OaemSettings
 from oaem.errors import UserError
 from oaem.planning import rules as planning
 from oaem.planning.checks import checked, enough_gpus, preflight
+from oaem.runtime.provenance import fingerprint
 
 
 def default() -> dict[str, Any]:
@@ -44,6 +47,18 @@ def test_the_defaults_are_the_papers() -> None:
     assert pv is not None
     assert (pv.epochs, pv.batch_size, pv.lr, pv.beta1, pv.beta2) == (5, 32, 3e-4, 0.9, 0.95)
     assert (pv.code_lr, pv.code_beta1, pv.code_beta2, pv.max_code_change) == (1e-2, 0.0, 0.95, 0.01)
+
+
+def test_what_archived_runs_were_told_is_what_they_would_be_told_today() -> None:
+    """A setting that came later is not told of at its default, else finished runs would be made again for it."""
+    manifests = json.loads(Path("archive/rho-sweep-2026-11-25/manifests.json").read_text(encoding="utf-8"))
+    archived = {made["measured"]["quantization-time"]["settings"] for made in manifests.values() if "measured" in made}
+    config = load("config/rho-sweep.yaml")
+    assert archived == {fingerprint(json.loads(planning.quantization_parameters(config)))}
+    quantization = config.quantization
+    weighted = quantization.model_copy(update={"oaem": OaemSettings(row_weights="squared_scale")})
+    told = json.loads(planning.quantization_parameters(config.model_copy(update={"quantization": weighted})))
+    assert told["oaem"]["row_weights"] == "squared_scale" and "row_weights" not in told["kmeans"]
 
 
 def test_all_faults_are_told_at_once() -> None:
