@@ -127,6 +127,20 @@ class Quantization(Settings):
         1, description="Consecutive blocks a job quantises; 1 gives the per-layer jobs of the paper's grid."
     )
 
+    @model_validator(mode="after")
+    def _targets(self) -> Self:
+        if self.block_tuning.targets == "block":
+            return self
+        told = "block_tuning.targets: unquantized_model"
+        if self.inputs == "original":
+            raise ValueError(
+                f"{told} is for inputs: sequential; with inputs: original blocks are tuned to the unquantised model's "
+                "outputs anyway. Leave targets out"
+            )
+        if self.block_tuning.epochs == 0:
+            raise ValueError(f"{told}, but block_tuning.epochs: 0 turns tuning off. Leave one of them out")
+        return self
+
     @property
     def layer(self) -> LayerSettings:
         """What the maths of one linear layer may be told."""

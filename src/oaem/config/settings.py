@@ -78,6 +78,12 @@ class BlockTuningSettings(Settings):
     """Tuning of a block's continuous parameters after each sequential group."""
 
     epochs: Count = Field(5, description="Passes over the calibration sequences a group; 0 turns block tuning off.")
+    targets: Literal["block", "unquantized_model"] = _later(
+        "block",
+        "What a block's outputs are fitted to. block: its own for the inputs that it gets, as they were before the "
+        "group was quantised (the paper). unquantized_model: those of the unquantised model, which saw no error of the "
+        "blocks before; for sequential inputs alone.",
+    )
     lr: PositiveFloat = Field(1e-5, description="Adam learning rate.")
     beta1: Fraction = Field(0.90, description="Adam's first-moment decay.")
     beta2: Fraction = Field(0.95, description="Adam's second-moment decay.")
