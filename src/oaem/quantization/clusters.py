@@ -42,19 +42,12 @@ def best_entries(vectors: Tensor, maps: Tensor, offsets: Tensor) -> Tensor:
 @fast_path(
     "cuda",
     "oaem.quantization.kernels.cuda.clusters:best_entry_sums_triton",
-    when=lambda vectors, maps, offsets, weights=None: weights is None and fits_kernels(vectors, maps.shape[1]),
+    when=lambda vectors, maps, offsets: fits_kernels(vectors, maps.shape[1]),
 )
-def best_entry_sums(
-    vectors: Tensor, maps: Tensor, offsets: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Sums [K, g] and counts [K] of `vectors` [N, g] by `best_entries` under maps [g, K] and offsets [K].
-
-    With `weights` [N] a vector counts as many times in both: sums of weights[i] * vectors[i], and of weights[i].
-    """
+def best_entry_sums(vectors: Tensor, maps: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums [K, g] and counts [K] of `vectors` [N, g] by `best_entries` under maps [g, K] and offsets [K]."""
     clusters = cluster_sums(best_entries(vectors[None], maps[None], offsets[None])[0], maps.shape[1])
-    if weights is None:
-        return clusters(vectors), clusters.counts
-    return clusters(vectors * weights[:, None]), clusters(weights[:, None])[:, 0]
+    return clusters(vectors), clusters.counts
 
 
 class ClusterSums:

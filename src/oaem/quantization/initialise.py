@@ -15,7 +15,7 @@ from oaem.config.settings import LayerSettings, RowWeights
 from oaem.quantization.initialisations import refinement
 from oaem.quantization.kmeans import kmeans
 from oaem.quantization.oaem import hessian_blocks
-from oaem.quantization.weight import AdditiveWeight, normalised_groups, row_scales_of, squared_scale_weights
+from oaem.quantization.weight import AdditiveWeight, normalised_groups, row_scales_of
 from oaem.runtime.seeds import generator
 
 # What an initialisation does to one codebook between its k-means and the residual of the next codebook:
@@ -71,6 +71,16 @@ def initialise(
         codebooks.append(centroids)
         all_codes.append(codes.T)
     return AdditiveWeight(torch.stack(all_codes, dim=-1), torch.stack(codebooks), row_scales)
+
+
+def squared_scale_weights(row_scales: Tensor) -> Tensor:
+    """What the error of a row [out] counts in row-normalised space, w_o = s_o^2 / mean of s^2, one on average -> [out].
+
+    Codebooks describe W / s, so the output error of group j of row o is s_o^2 (v - c)^T H_j (v - c), up to what it
+    shares with other groups of its row: with these weights a sum over groups is in proportion to the sum over weights.
+    """
+    squares = row_scales.double().square()
+    return (squares / squares.mean()).to(row_scales.dtype)
 
 
 def _row_weights(choice: RowWeights, row_scales: Tensor) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from oaem.config.settings import KMeansSettings
-from oaem.quantization.clusters import best_entries, best_entry_sums
+from oaem.quantization.clusters import best_entries, best_entry_sums, cluster_sums
 
 # Centroids that move by less than this have converged.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-6, 1e-8
@@ -33,7 +33,7 @@ def kmeans(
     start = _distinct(len(fitted), size, generator)
     centroids = fitted[start.repeat(-(-size // len(start)))[:size].to(vectors.device)]
     for iteration in range(1, settings.iterations + 1):
-        sums, counts = best_entry_sums(fitted, -2 * centroids.T, centroids.square().sum(1), fitted_weights)
+        sums, counts = _sums_by_nearest(fitted, centroids, fitted_weights)
         filled = counts[:, None] > 0
         moved = torch.where(filled, sums / counts[:, None].where(filled, 1), centroids)
         check = iteration % settings.check_every == 0
@@ -42,6 +42,14 @@ def kmeans(
         if converged:
             break
     return centroids, nearest(vectors, centroids)
+
+
+def _sums_by_nearest(vectors: Tensor, centroids: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sums [K, g] and counts [K] of `vectors` [N, g] by their nearest centroid; with weights of w v and of w."""
+    if weights is None:
+        return best_entry_sums(vectors, -2 * centroids.T, centroids.square().sum(1))
+    clusters = cluster_sums(nearest(vectors, centroids), len(centroids))
+    return clusters(vectors * weights[:, None]), clusters(weights[:, None])[:, 0]
 
 
 def _distinct(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -97,16 +97,6 @@ def row_scales_of(weight: Tensor) -> Tensor:
     return torch.linalg.vector_norm(weight, dim=1) + SCALE_EPSILON
 
 
-def squared_scale_weights(row_scales: Tensor) -> Tensor:
-    """What the error of a row [out] counts in row-normalised space, w_o = s_o^2 / mean of s^2, one on average -> [out].
-
-    Codebooks describe W / s, so the output error of group j of row o is s_o^2 (v - c)^T H_j (v - c), up to what it
-    shares with other groups of its row: with these weights a sum over groups is in proportion to the sum over weights.
-    """
-    squares = row_scales.double().square()
-    return (squares / squares.mean()).to(row_scales.dtype)
-
-
 def normalised_groups(weight: Tensor, row_scales: Tensor, group_size: int) -> Tensor:
     """The vectors that codebooks describe: `weight` [out, in] by its row scales, cut into groups -> [out, in/g, g]."""
     return (weight / row_scales[:, None]).unflatten(1, (-1, group_size))

@@ -13,9 +13,9 @@ from oaem.config.settings import LayerSettings
 from oaem.errors import UserError
 from oaem.quantization import initialisations
 from oaem.quantization.initialisations import BUILT_IN, known_initialisations, label_of
-from oaem.quantization.initialise import initialise
+from oaem.quantization.initialise import initialise, squared_scale_weights
 from oaem.quantization.oaem import hessian_blocks
-from oaem.quantization.weight import normalised_groups, output_error, row_scales_of, squared_scale_weights
+from oaem.quantization.weight import normalised_groups, output_error, row_scales_of
 from tests.unit.quantization.toy_layers import clustered, clustering_loss
 
 

@@ -6,8 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from oaem.config.settings import KMeansSettings
-from oaem.quantization import clusters
-from oaem.quantization.clusters import best_entry_sums
+from oaem.quantization import kmeans as kmeans_module
 from oaem.quantization.kernels.cuda.cluster_sums import SortedSums
 from oaem.quantization.kmeans import _distinct, kmeans, nearest
 from oaem.runtime.seeds import generator
@@ -112,7 +111,7 @@ def test_weighted_centroids_equal_lloyd_spelt_out(monkeypatch: pytest.MonkeyPatc
     vectors, weights = torch.randn(40, 3, generator=stream(6)), torch.rand(40, generator=stream(7)) ** 8
     assert weights.min() < 1e-6
     if sums is not None:
-        monkeypatch.setattr(clusters, "cluster_sums", sums)
+        monkeypatch.setattr(kmeans_module, "cluster_sums", sums)
     centroids, codes = kmeans(vectors, 25, KMeansSettings(iterations=4), stream(8), weights)
     precise, shares = vectors.double(), weights.double()[:, None]
     plain = precise[torch.randperm(40, generator=stream(8))[:25]]
@@ -143,10 +142,3 @@ def test_vectors_without_weight_move_no_centroid() -> None:
     vectors = torch.tensor([[0.0], [1.0], [5.0]])
     centroids, _ = kmeans(vectors, 3, KMeansSettings(iterations=3), stream(), torch.zeros(3))
     torch.testing.assert_close(centroids.sort(0).values, vectors)
-
-
-def test_no_kernel_that_counts_every_vector_alike_takes_weights() -> None:
-    fits = best_entry_sums.paths["cuda"].when
-    assert fits is not None
-    arguments = (torch.ones(9, 4), torch.ones(4, 16), torch.ones(16))
-    assert fits(*arguments) and not fits(*arguments, torch.ones(9))

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from oaem.config.settings import OaemSettings
+from oaem.quantization.initialise import squared_scale_weights
 from oaem.quantization.oaem import e_step, hessian_blocks, oaem_refine
-from oaem.quantization.weight import squared_scale_weights
 from tests.unit.quantization.toy_layers import clustered, clustering_loss
 
 
