@@ -1,9 +1,9 @@
 """docs/ablations.md, what one change does, made of archived runs alone: `python -m oaem.presentation.ablations`.
 
 An ablation is a file config/ablations/{name}.yaml that amends config/evidence.yaml; archive/ablation-{name}-{date}
-holds what was measured with it, and the newest counts. Its runs are compared, seed by seed, with those of the evidence:
-greedy with greedy, any other initialisation with OA-EM. An epoch chosen in another way needs no run of its own, since
-every run measures all choices.
+holds what was measured with it; of several they all count, and of what two have the newer one's. Its runs are compared,
+seed by seed, with those of the evidence: greedy with greedy, any other initialisation with OA-EM. An epoch chosen in
+another way needs no run of its own, since every run measures all choices.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ def lines(evidence: pd.DataFrame, ablations: Mapping[str, tuple[Config, pd.DataF
 
 
 def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) -> Values:
-    """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv."""
+    """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv.
+
+    Of rows about the same the last one counts.
+    """
     rows = metrics[(metrics["metric"] == "perplexity") & (metrics["init"] == init)]
     for column, value in place.items():
         rows = rows[rows[column] == value]
@@ -137,7 +140,7 @@ def read_ablations(root: Path) -> dict[str, tuple[Config, pd.DataFrame | None]]:
     found: dict[str, tuple[Config, pd.DataFrame | None]] = {}
     for path in sorted((root / "config/ablations").glob("*.yaml")):
         archives = sorted((root / "archive").glob(f"ablation-{path.stem}{DATE}/metrics.csv"))
-        measured = pd.read_csv(archives[-1]) if archives else None
+        measured = pd.concat(map(pd.read_csv, archives), ignore_index=True) if archives else None
         found[path.stem] = (load(root / "config/evidence.yaml", path), measured)
     return found
 

@@ -143,19 +143,19 @@ def test_another_epoch_comes_from_the_evidence_itself() -> None:
     assert line.change("pre_pv", "boolq") == line.perplexity("pre_pv", "boolq") == "the same"
 
 
-def test_the_newest_archive_of_a_name_counts(tmp_path: Path) -> None:
+def test_archives_of_a_name_are_joined_and_the_newer_counts(tmp_path: Path) -> None:
     """And none whose name only begins like it."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
     shutil.copytree(ROOT / "archive" / EVIDENCE, tmp_path / "archive" / EVIDENCE)
-    for date, factor in (("2026-12-01", 3.0), ("2026-12-09", 2.0)):
+    for date, factors in (("2026-12-01", {42: 3.0, 43: 2.0}), ("2026-12-09", {42: 2.0, 44: 2.0})):
         folder = tmp_path / f"archive/ablation-rounds-1-{date}"
         folder.mkdir()
-        measured("rounds-1", {42: factor}).to_csv(folder / "metrics.csv", index=False)
+        measured("rounds-1", factors).to_csv(folder / "metrics.csv", index=False)
     found = read_ablations(tmp_path)
     assert [name for name, (_, rows) in found.items() if rows is not None] == ["rounds-1"]
-    assert row(lines(evidence(), found), "rounds-1", "oaem").change("pre_pv", "boolq") == "2.000"
+    assert row(lines(evidence(), found), "rounds-1", "oaem").change("pre_pv", "boolq") == "2.000 [2.000, 2.000]"
     text = page(TEMPLATE, tmp_path)
-    assert "| OA-EM of one round | OA-EM | 42 |" in text and "rounds-1," not in text and "rounds-10" in text
+    assert "| OA-EM of one round | OA-EM | 42, 43, 44 |" in text and "rounds-1," not in text and "rounds-10" in text
 
 
 def test_ablations_of_two_search_points_are_refused() -> None:
