@@ -45,11 +45,10 @@ wildcard_constraints:
 
 
 def preflight(checked, run):
-    rules = {job.rule.name for job in run.dag.needrun_jobs()}
+    jobs = list(run.dag.needrun_jobs())
     try:
-        if rules & {"model", "tokens", "downstream"}:
-            checks.preflight(checked)
-        if "pv_tune" in rules:
+        checks.preflight(checked, {str(file) for job in jobs for file in job.output})
+        if any(job.rule.name == "pv_tune" for job in jobs):
             granted = run.global_resources.get("gpu").value
             checks.enough_gpus(checked, granted, run.local_exec)
     except UserError as error:

@@ -15,6 +15,7 @@ from oaem.errors import UserError
 from oaem.models import packages
 from oaem.models.load import load_tokenizer
 from oaem.models.source import materialise
+from oaem.planning import layout
 from oaem.planning.checks import checked, preflight
 from tests.conftest import BLOCKS, HIDDEN, MLP, VOCABULARY
 from tests.unit.models.wheels import NAMES, packages_source, same_weights, write_gguf, write_wheels
@@ -231,14 +232,14 @@ def test_the_cache_follows_the_environment(content: bytes, monkeypatch: pytest.M
 # --- the configuration
 
 
-def test_terms_are_asked_for_before_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = load("config/three-models.yaml")
-    monkeypatch.chdir(tmp_path)
+def test_terms_are_asked_for_before_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, due = load("config/three-models.yaml"), [layout.model_manifest("gemma-3-270m")]
     monkeypatch.delenv("OAEM_ACCEPT", raising=False)
     with pytest.raises(UserError, match=r"cannot start:\n  models\.gemma-3-270m: .*export OAEM_ACCEPT=gemma"):
-        preflight(config)
+        preflight(config, due)
+    preflight(config, [layout.model_manifest("qwen2.5-coder-0.5b")])
     monkeypatch.setenv("OAEM_ACCEPT", "gemma")
-    preflight(config)
+    preflight(config, due)
 
 
 def test_a_geometry_is_held_against_the_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
