@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from oaem.config.schema import ModelSource, load, parse
 from oaem.errors import UserError
@@ -94,6 +95,24 @@ def test_the_tokenizer_composes_characters(content: bytes, wheels: Path, target:
     assert ours("cafe\u0301")["input_ids"] == theirs("caf\u00e9")["input_ids"]
     text = "The river rises in 1893,\n\nand runs."
     assert ours.decode(ours(text)["input_ids"]) == text
+
+
+def test_special_tokens_are_the_files_own(
+    content: bytes, wheels: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even with a transformers that takes the start token for the end token and names none for padding."""
+    read = AutoTokenizer.from_pretrained
+
+    def mistaken(*arguments: Any, **options: Any) -> Any:
+        tokenizer = read(*arguments, **options)
+        tokenizer.eos_token, tokenizer.pad_token = tokenizer.bos_token, None
+        return tokenizer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", mistaken)
+        materialise(packages_source(content), target)
+    ours = load_tokenizer(target)
+    assert (ours.bos_token, ours.eos_token, ours.pad_token) == ("<s>", "</s>", "</s>")
 
 
 def test_another_checksum_is_refused_and_the_parts_go(content: bytes, wheels: Path, target: Path) -> None:
