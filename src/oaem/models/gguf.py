@@ -44,7 +44,7 @@ def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], Non
 
 
 def _name_special_tokens(tokenizer: Any, file: Path) -> None:
-    """Give the tokenizer the special tokens that the file names; transformers 5.17 takes the start token for the end."""
+    """Give the tokenizer the special tokens of its file: transformers 5.17 takes the start token for the end."""
     from gguf import GGUFReader
 
     fields = GGUFReader(file).fields
