@@ -37,17 +37,18 @@ def checked(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def preflight(config: Config, due: Collection[str]) -> None:
+def preflight(config: Config, due: Collection[str], packages: bool = True) -> None:
     """What must hold before the first job starts, but need not hold for a dry run; UserError with every fault.
 
     due: the files that jobs are about to make. Nothing is asked for that none of them needs: models and tokens that
-    were made elsewhere and carried here need neither packages nor a token for the hub.
+    were made elsewhere and carried here need neither packages nor a token for the hub. packages: whether jobs run with
+    the packages of this process.
     """
     if config.from_archive is not None:
         return
     models = [name for name in config.models if layout.model_manifest(name) in due]
     faults = [
-        *_missing_packages(config, models, due),
+        *(_missing_packages(config, models, due) if packages else []),
         *_missing_tokens(config, models),
         *_refused_licences(config, models),
     ]

@@ -45,6 +45,7 @@ def test_jobs_ask_for_the_packages_that_they_need(due: list[str], missing: list[
     assert first == "cannot start:"
     assert [fault.split()[1] for fault in faults] == missing
     assert all(" is not installed" in fault and "; run: pip install " in fault for fault in faults)
+    preflight(config, due, packages=False)
 
 
 @pytest.mark.usefixtures("bare")
