@@ -108,7 +108,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--beam-widths", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--pv-sequences", type=int, default=8, help="of two steps; 0 leaves PV-tuning and perplexity out")
+    parser.add_argument(
+        "--pv-sequences", type=int, default=8, help="of two steps; 0 leaves PV-tuning and perplexity out"
+    )
     options = parser.parse_args(arguments)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     place = Path(tempfile.mkdtemp(prefix="oaem-benchmark-"))

@@ -37,7 +37,11 @@ class HessianAccumulator:
         """H [in, in] in float32; UserError if no input came."""
         if self.tokens == 0:
             raise UserError("no calibration inputs reached a linear layer; the calibration text must not be empty.")
-        return (self.total / self.tokens).float()
+        # A strip of rows at a time: another matrix in float64 would be gigabytes of a wide layer.
+        hessian = torch.empty_like(self.total, dtype=torch.float32)
+        for whole, strip in zip(hessian.split(TOKENS_AT_ONCE), self.total.split(TOKENS_AT_ONCE), strict=True):
+            whole.copy_(strip / self.tokens)
+        return hessian
 
 
 def _symmetric_product(values: Tensor) -> Tensor:
