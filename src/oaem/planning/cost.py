@@ -1,7 +1,7 @@
 """What a grid will cost: jobs, device hours by phase, disk and memory, and what is there already.
 
-Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (`measured.py`), scaled by the
-arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
+Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (`measured.py`), scaled by
+the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
 """
 
 from __future__ import annotations
