@@ -11,6 +11,9 @@ import torch
 
 from oaem.errors import UserError
 
+# Special tokens by the file's name for them and by the tokenizer's.
+_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
 
 def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], None]) -> None:
     """Write the model in `file` to the folder `target`, its weights dense in `dtype`; the file itself stays as it is.
@@ -35,8 +38,20 @@ def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], Non
         raise UserError(f"{file}: transformers cannot read a model from this GGUF file ({error}).") from None
     _forget_gguf(model)
     model.save_pretrained(target)
+    _name_special_tokens(tokenizer, file)
     mend(tokenizer)
     tokenizer.save_pretrained(target)
+
+
+def _name_special_tokens(tokenizer: Any, file: Path) -> None:
+    """Give the tokenizer the special tokens of its file: transformers 5.17 takes the start token for the end."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    for kind, name in _SPECIAL_TOKENS.items():
+        field = fields.get(f"tokenizer.ggml.{kind}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _forget_gguf(model: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from oaem.config.grid import Run
 from oaem.config.schema import Config, load
 from oaem.errors import UserError
-from oaem.presentation.findings import EVIDENCE, STAGES, TEXTS
+from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
 from oaem.presentation.pages import mean_and_deviation, rendered
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE = "As in the evidence"
-INITS = {"greedy": "greedy", "oaem": "OA-EM"}
 EPOCHS = {"post_pv_validation": "Epoch by validation text", "post_pv_last": "Last epoch"}
 UNCHANGED = "the same"
 DATE = "-????-??-??"
