@@ -227,7 +227,7 @@ def killing(write):
         if len(calls) == left:
             os.kill(os.getpid(), signal.SIGKILL)
     return killed
-sequential.write_activations = killing(sequential.write_activations)
+sequential.ActivationWriter.write = killing(sequential.ActivationWriter.write)
 sequential.write_block = killing(sequential.write_block)
 torch.set_num_threads(1)
 case = Case(Path(sys.argv[1]), place, TO_THE_MODEL)
@@ -238,7 +238,7 @@ case.quantise(case.job(), [(0, BLOCKS)], "killed")
 @pytest.mark.slow
 @pytest.mark.parametrize("writes", [1, 4])
 def test_a_killed_run_with_the_models_targets_goes_on_to_the_same_bytes(case: Case, writes: int) -> None:
-    """Killed right after a file that it writes: activations, block, activations, block, block."""
+    """Killed as it begins to store activations (1), or right after a block (4): each block but the last has both."""
     case.tuning = TO_THE_MODEL
     expected = case.quantise(case.job(), [(0, BLOCKS)], "whole")
     command = [sys.executable, "-c", KILLED_RUN, str(case.model), str(case.folder), str(writes)]
