@@ -42,7 +42,7 @@ class Case:
 
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
-ON_ORIGINAL = "original-inputs-2026-11-25"
+ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 CASES = (
     Case((EVIDENCE, SWEPT), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
