@@ -24,6 +24,8 @@ SERVER.set_forkserver_preload(
         "tests.faults.warm",
         "snakemake.cli",
         "oaem.planning.rules",
+        "oaem.presentation.figures.figures",
+        "oaem.presentation.report",
     ]
 )
 # Folders in the order of their longest files: what starts late must be short, or one process works alone at the end.
