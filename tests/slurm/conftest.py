@@ -8,14 +8,17 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.faults.pipeline import RUN as PATH
 from tests.faults.pipeline import Pipeline
 from tests.slurm.cluster import UnavailableError, cluster, command
-from tests.workflow.conftest import Workflow, tiny_config
+from tests.workflow.conftest import Workflow, tiny_config, write_corpus
+
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
 
 RUN = f"results/{PATH}"
 RANGE = f"{RUN}/blocks/range-0000-0003.json"
@@ -36,9 +39,9 @@ def slurm() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, corpus_folder: Path) -> Pipeline:
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: MadeOnce) -> Pipeline:
     """Model and tokens of one run of three blocks that take a second or more each: time to catch a job between two."""
-    config = tiny_config(tiny_llama, corpus_folder)
+    config = tiny_config(tiny_llama, made_once("corpus", write_corpus))
     del config["evaluation"]["perplexity"]["near"]
     config["quantization"]["blocks_per_job"] = "all"
     config["quantization"]["codebooks"] = {"steps": 300, "lr": 1e-3, "relative_tolerance": 0.0}
