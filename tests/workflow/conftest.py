@@ -78,16 +78,15 @@ class Workflow:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options)
 
-    def run(
-        self, *arguments: str, env: dict[str, str] | None = None, fresh: Collection[str] = ()
-    ) -> tuple[int, str]:
+    def run(self, *arguments: str, env: dict[str, str] | None = None, fresh: Collection[str] = ()) -> tuple[int, str]:
         """Run snakemake to its end, as `snakemake` does; returns its exit code and all it printed.
 
-        With additions `env` to the environment all its processes are started as a user would.
+        With additions `env` to the environment it is a new process, and `fresh` has no say.
         """
         if env is None:
             return snakemake(*self.arguments(*arguments), fresh=fresh)
-        process = self.start(*arguments, env=env)
+        module = "snakemake" if "-n" in arguments else "tests.workflow.forked"
+        process = self.start(*arguments, env=env, module=module)
         output, _ = process.communicate(timeout=SECONDS)
         return process.returncode, output
 
@@ -189,7 +188,7 @@ def finished(made_once: MadeOnce, tiny_llama: Path, corpus_folder: Path) -> Work
     config = tiny_config(tiny_llama, corpus_folder)
 
     def make(folder: Path) -> None:
-        code, output = Workflow(folder, config).run(fresh=("claims", "report", "summary"))
+        code, output = Workflow(folder, config).run(fresh=("claims", "metrics", "report", "summary"))
         assert code == 0, output
 
     return Workflow(made_once("finished", make), config)

@@ -2,10 +2,14 @@
 
 What runs is the file that Snakemake writes for the job, preamble and all, in a process of its own. Only the interpreter
 is not fresh; so that a script cannot lean on what another one imports, each also runs in a fresh one in some test.
+
+Where the library of another tree or other packages must be found, `python -m tests.workflow.forked` is snakemake with
+one fresh interpreter for itself and all its scripts.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -19,6 +23,13 @@ from pathlib import Path
 from socket import AF_UNIX, socket
 from socketserver import ForkingMixIn, StreamRequestHandler, UnixStreamServer
 from typing import Any
+
+
+# What a script imports that costs time.
+LIBRARY = (
+    "oaem.calibration.sequential", "oaem.evaluation.domains", "oaem.evaluation.stages", "oaem.models.source",
+    "oaem.planning.rules", "oaem.presentation.figures.figures", "oaem.presentation.report", "oaem.pv.job",
+)  # fmt: skip
 
 
 class Script(StreamRequestHandler):
@@ -54,7 +65,7 @@ class Server(ForkingMixIn, UnixStreamServer):
 
 
 @contextmanager
-def forked_scripts(fresh: Collection[str]) -> Iterator[None]:
+def forked_scripts(fresh: Collection[str] = ()) -> Iterator[None]:
     """Let the snakemake of this process, which has no threads yet, fork its scripts; not those of the rules `fresh`."""
     from snakemake.benchmark import benchmarked
     from snakemake.script import PythonScript
@@ -89,3 +100,17 @@ def forked_scripts(fresh: Collection[str]) -> Iterator[None]:
         finally:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
+
+
+def main() -> None:
+    """Import the library, then run snakemake with the arguments of this process."""
+    from snakemake.cli import main as snakemake
+
+    for name in LIBRARY:
+        importlib.import_module(name)
+    with forked_scripts():
+        snakemake()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,9 +14,7 @@ from tests.unit.presentation.paper_metrics import invented
 from tests.workflow.conftest import ROOT, snakemake
 
 
-def rebuild(
-    folder: Path, *arguments: str, config: str = "paper.yaml", fresh: Collection[str] = ()
-) -> tuple[int, str]:
+def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml", fresh: Collection[str] = ()) -> tuple[int, str]:
     places = ("-s", ROOT / "Snakefile", "--directory", folder)
     arguments = (*arguments, "--cores", "1", "--configfile", str(ROOT / "config" / config))
     return snakemake(*map(str, places), *arguments, fresh=fresh)
@@ -80,7 +78,7 @@ def test_the_sweep_of_rho_is_rebuilt(tmp_path: Path) -> None:
     stored = ROOT / "archive/rho-sweep-2026-11-25"
     wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
     archive = f"from_archive={stored}"
-    code, output = rebuild(tmp_path, *wanted, "--config", archive, config="rho-sweep.yaml", fresh=("figure",))
+    code, output = rebuild(tmp_path, *wanted, "--config", archive, config="rho-sweep.yaml", fresh=("figure", "table"))
     assert code == 0, output
     table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
     assert len(table) == 5 * 2 * 3
