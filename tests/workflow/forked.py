@@ -24,7 +24,6 @@ from socket import AF_UNIX, socket
 from socketserver import ForkingMixIn, StreamRequestHandler, UnixStreamServer
 from typing import Any
 
-
 # What a script imports that costs time.
 LIBRARY = (
     "oaem.calibration.sequential", "oaem.evaluation.domains", "oaem.evaluation.stages", "oaem.models.source",
@@ -86,7 +85,7 @@ def forked_scripts(fresh: Collection[str] = ()) -> Iterator[None]:
                 return started(script, file, edit)
             with socket(AF_UNIX) as client:
                 client.connect(address)
-                asked = {"file": file, "folder": os.getcwd(), "environment": dict(os.environ)}
+                asked = {"file": file, "folder": str(Path.cwd()), "environment": dict(os.environ)}
                 client.sendall(json.dumps(asked).encode() + b"\n")
                 answer = client.makefile()
                 with benchmarked(int(answer.readline()), script.bench_record):
