@@ -1,4 +1,4 @@
-"""What stands beside a run's blocks: which are done, undamaged, and belong together. No tensor is read, torch not needed.
+"""What stands beside the blocks of a run: which are done, undamaged and belong together. No tensor is read, nor torch.
 
 `blocks/0007.json` is the report of `blocks/0007.safetensors` and is written after it (artefacts.py).
 """
