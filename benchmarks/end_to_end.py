@@ -108,7 +108,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--beam-widths", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--pv-sequences", type=int, default=8)
+    parser.add_argument(
+        "--pv-sequences", type=int, default=8, help="of two steps; 0 leaves PV-tuning and perplexity out"
+    )
     options = parser.parse_args(arguments)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     place = Path(tempfile.mkdtemp(prefix="oaem-benchmark-"))
@@ -128,17 +130,19 @@ def main(arguments: list[str]) -> None:
             dtype=torch.bfloat16 if device != "cpu" else torch.float32, device=device, fingerprint="benchmark",
         )  # fmt: skip
         # PV-tuning needs both blocks of one run; the second one is quantised for the last beam width alone.
-        measured = time_block(job, tokens, 2 if index == last else 1, place / f"b{beam_width}")
+        stop = 2 if index == last and options.pv_sequences else 1
+        measured = time_block(job, tokens, stop, place / f"b{beam_width}")
         measured["extrapolated_hours"] = measured["total_seconds"] * blocks_of_model / 3600
         found["blocks"].append(measured)
         print(json.dumps(measured), flush=True)
         write_json(options.output, found)
-    few = tokens[: options.pv_sequences]
-    found["perplexity"] = time_perplexity(folder, few, device)
-    write_json(options.output, found)
-    found["pv_tuning"] = time_pv(folder, place / f"b{options.beam_widths[last]}" / "blocks", few, device, place / "pv")
-    write_json(options.output, found)
-    print(json.dumps({key: found[key] for key in ("perplexity", "pv_tuning")}))
+    if options.pv_sequences:
+        few, blocks = tokens[: options.pv_sequences], place / f"b{options.beam_widths[last]}" / "blocks"
+        found["perplexity"] = time_perplexity(folder, few, device)
+        write_json(options.output, found)
+        found["pv_tuning"] = time_pv(folder, blocks, few, device, place / "pv")
+        write_json(options.output, found)
+        print(json.dumps({key: found[key] for key in ("perplexity", "pv_tuning")}))
     shutil.rmtree(place)
 
 

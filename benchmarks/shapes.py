@@ -43,6 +43,7 @@ class Model:
 MODELS = {
     "llama-3.2-3b": Model(3072, 8192, 24, 8, 128, 128256, 28, True),
     "llama-3.1-8b": Model(4096, 14336, 32, 8, 128, 128256, 32, False),
+    "llama-3.1-70b": Model(8192, 28672, 64, 8, 128, 128256, 80, False),
     "qwen-2.5-3b": Model(2048, 11008, 16, 2, 128, 151936, 36, True),
     "embedded": Model(576, 1536, 9, 3, 64, 49152, 30, True),
 }

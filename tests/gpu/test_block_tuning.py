@@ -88,7 +88,7 @@ def test_it_ends_where_the_float32_loop_ends_with_the_same_bits_each_time(family
     assert all(torch.equal(*pair) for pair in zip(ours.parameters(), again.parameters(), strict=True))
     # Rounding to bfloat16 must not cost a hundredth of what tuning gains.
     errors = [error_of(tuned, inputs, targets, arguments) for tuned in (plain, ours)]
-    assert errors[0] < 0.7 * before
+    assert errors[0] < 0.9 * before
     assert abs(errors[1] - errors[0]) < 0.01 * (before - errors[0])
     assert losses == pytest.approx(expected, rel=0.01)
 

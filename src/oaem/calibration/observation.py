@@ -56,7 +56,8 @@ class BlockWalk:
         group, to_the_end = self.groups[number], self.tuned and self.kept_targets is None
         accumulators: dict[str, HessianAccumulator] = {}
         shared: dict[str, str] = {}
-        outputs = []
+        targets = torch.empty_like(self.hidden) if to_the_end else self.kept_targets
+        at = 0
         for chunk, log in zip(self.chunks, self.logs, strict=True):
             # Of linears that share their input the first will do: the others then need not be waited for.
             seen, output = self._inputs(chunk, log, accumulators or group, self.groups[number:], to_the_end)
@@ -66,9 +67,10 @@ class BlockWalk:
                 accumulators = {name: HessianAccumulator(seen[name].shape[-1], chunk.device) for name in firsts}
             for name, accumulator in accumulators.items():
                 accumulator.update(seen[name])
-            outputs += [] if output is None else [output]
+            if targets is not None and output is not None:
+                targets[at : at + len(chunk)] = output
+            at += len(chunk)
         hessians = {name: accumulator.finish() for name, accumulator in accumulators.items()}
-        targets = torch.cat(outputs) if to_the_end else self.kept_targets
         if self.unquantised_targets:
             self.kept_targets = targets
         return {name: hessians[shared[name]] for name in group}, targets
@@ -76,8 +78,10 @@ class BlockWalk:
     @torch.no_grad()
     def outputs(self) -> Tensor:
         """The block's outputs [sequences, window, hidden] once all groups are quantised."""
-        pieces = [self._run(chunk, log) for chunk, log in zip(self.chunks, self.logs, strict=True)]
-        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        outputs = torch.empty_like(self.hidden)
+        for chunk, log, place in zip(self.chunks, self.logs, outputs.split(len(self.chunks[0])), strict=True):
+            place.copy_(self._run(chunk, log))
+        return outputs
 
     def _inputs(
         self,

@@ -184,6 +184,7 @@ def quantize_block(job: SequentialJob, walk: BlockWalk, index: int, clock: Phase
             seed = derive(job.run.seed, "block_tuning", index, number)
             with clock.phase("block_tuning"):
                 tune_block(walk.block, walk.hidden, targets, walk.arguments, job.tuning, seed)
+        del targets  # gigabytes, which the next observation needs for its own
     return reports
 
 

@@ -243,7 +243,8 @@ def memory(config: Config) -> float:
 
     Three times the block's activations in two bytes are there throughout: inputs, targets, outputs. Tuning holds the
     block's weights, gradients and Adam moments in four bytes each beside its own weights; a search of one layer holds
-    its Hessian in float64 and float32, permuted, and in six bfloat16 parts, and two lines of float32 a hypothesis.
+    its Hessian in float32, permuted and in three bfloat16 parts, and two lines of float32 a hypothesis. Sixteen bytes
+    for each number of a Hessian also hold it in float64 with the product that is added to it.
     """
     worst = 0.0
     for run in config.runs():
@@ -251,6 +252,6 @@ def memory(config: Config) -> float:
         activations = 3 * 2 * shape.hidden * _tokens(config)
         out, width = max(shape.linears(), key=lambda sizes: sizes[1])
         hypotheses = min(MOST_FOR_HYPOTHESES, 8 * run.beam_width * out * width)
-        search = (8 + 4 + 4 + 12) * width**2 + 2 * shape.weights() + hypotheses
+        search = 16 * width**2 + 2 * shape.weights() + hypotheses
         worst = max(worst, activations + max(20 * shape.weights(), search) + 2e9)
     return worst

@@ -42,6 +42,7 @@ class Case:
 
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
+ON_ORIGINAL = "original-inputs-2026-11-25"
 CASES = (
     Case((EVIDENCE, SWEPT), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
@@ -49,6 +50,8 @@ CASES = (
 )
 SWEEP = tuple(Case((EVIDENCE, SWEPT), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3))
 """The sweep of rho at one bit rate, from the smallest rho upwards."""
+ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
+INITS = {"greedy": "greedy", "oaem": "OA-EM"}
 
 
 class Numbers:
@@ -57,10 +60,10 @@ class Numbers:
     def __init__(self, archives: Path) -> None:
         import pandas as pd
 
-        found = {name: pd.read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT)}
+        found = {name: pd.read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT, ON_ORIGINAL)}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         self.runs: dict[str, pd.DataFrame] = {}
-        for case in (*CASES, *SWEEP):
+        for case in (*CASES, *SWEEP, ORIGINAL):
             rows = pd.concat([found[name] for name in case.archives], ignore_index=True)
             rows = rows[rows["geometry"] == case.geometry]
             self.runs[case.label] = rows.drop_duplicates(["init", "seed", "stage", "dataset", "metric"])
@@ -123,6 +126,15 @@ class Numbers:
         one, other = (self.ratios(label, "pre_pv", "boolq") for label in (first, second))
         return interval(ratio_spread([one[seed] / other[seed] for seed in one if seed in other]))
 
+    def across(self, first: str, second: str, init: str, stage: str, text: str) -> str:
+        """Perplexity in one case over that in another, paired by the seeds of both."""
+        return interval(ratio_spread(self._across(first, second, init, stage, text)))
+
+    def lower(self, first: str, second: str, init: str, stage: str, text: str) -> str:
+        """With how many seeds the second case has the lower perplexity."""
+        ratios = self._across(first, second, init, stage, text)
+        return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
+
     def noise(self, label: str, init: str, stage: str, text: str) -> str:
         """Standard deviation over seeds in per cent of the mean."""
         values = list(self.by_seed(label, init, stage, text).values())
@@ -160,6 +172,10 @@ class Numbers:
         """Mean seconds of a run."""
         return f"{self._rows(label, metric='seconds', init=init, stage=stage, dataset=phase)['value'].mean():.0f}"
 
+    def _across(self, first: str, second: str, init: str, stage: str, text: str) -> list[float]:
+        one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
+        return [one[seed] / other[seed] for seed in sorted(one) if seed in other]
+
     def _error(self, label: str, init: str) -> float:
         return float(self._rows(label, metric="relative_error", init=init)["value"].mean())
 
@@ -183,7 +199,16 @@ def page(template: Path, archives: Path) -> str:
         name: getattr(numbers, name) for name in dir(numbers) if callable(getattr(numbers, name)) and name[0] != "_"
     }
     text = environment.from_string(template.read_text(encoding="utf-8"))
-    return text.render(**functions, cases=CASES, sweep=SWEEP, texts=TEXTS, stages=STAGES, interval=interval)
+    return text.render(
+        **functions,
+        cases=CASES,
+        sweep=SWEEP,
+        original_inputs=ORIGINAL.label,
+        inits=INITS,
+        texts=TEXTS,
+        stages=STAGES,
+        interval=interval,
+    )
 
 
 @styled

@@ -9,7 +9,10 @@ from oaem.errors import UserError
 from oaem.numerics.product import matrix_product
 
 TOKENS_AT_ONCE = 4096
+# On tensor cores, which cut what a float32 cannot hold off their sums instead of rounding it: the longer, the smaller.
+TOKENS_ON_TENSOR_CORES = 1024
 STRIP = 192  # columns
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class HessianAccumulator:
@@ -22,7 +25,9 @@ class HessianAccumulator:
     @torch.no_grad()
     def update(self, inputs: Tensor) -> None:
         """Add inputs [..., in] of any floating-point dtype; UserError if they hold NaN or infinity."""
-        for part in inputs.detach().flatten(0, -2).split(TOKENS_AT_ONCE):
+        on_tensor_cores = self.total.is_cuda and inputs.dtype in HALVES
+        at_once = TOKENS_ON_TENSOR_CORES if on_tensor_cores else TOKENS_AT_ONCE
+        for part in inputs.detach().flatten(0, -2).split(at_once):
             product = _symmetric_product(part.to(self.total.device))
             # Every bad input shows on the diagonal, which is cheaper to look at than the inputs.
             if not bool(torch.isfinite(product.diagonal()).all()):
@@ -37,11 +42,18 @@ class HessianAccumulator:
         """H [in, in] in float32; UserError if no input came."""
         if self.tokens == 0:
             raise UserError("no calibration inputs reached a linear layer; the calibration text must not be empty.")
-        return (self.total / self.tokens).float()
+        # A strip of rows at a time: another matrix in float64 would be gigabytes of a wide layer.
+        hessian = torch.empty_like(self.total, dtype=torch.float32)
+        for whole, strip in zip(hessian.split(TOKENS_AT_ONCE), self.total.split(TOKENS_AT_ONCE), strict=True):
+            whole.copy_(strip / self.tokens)
+        return hessian
 
 
 def _symmetric_product(values: Tensor) -> Tensor:
     """X^T X [in, in] in float32 for X [n, in]; on the CPU the lower half in strips of columns, the upper from it."""
+    if values.is_cuda and values.dtype in HALVES:
+        # A float32 holds the product of two such numbers, so only sums lose anything.
+        return torch.mm(values.T, values, out_dtype=torch.float32)
     if values.is_cuda:
         values = values.float()
         return values.T @ values

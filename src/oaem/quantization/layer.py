@@ -72,6 +72,7 @@ def quantize_layer(
         with phase(clock, "codebook_steps"):
             problem = layer_loss(weight, hessian, codes, geometry.codebook_size)
             goes_on = _steps(problem, codebooks, row_scales, optimizer, settings.codebooks, progress)
+            del problem  # It holds matrices of the Hessian's size, and the beam search needs its own.
         if not goes_on:
             break
         with phase(clock, "beam_search"):

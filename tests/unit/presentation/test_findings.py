@@ -11,7 +11,18 @@ from scipy import stats
 
 from oaem.config.geometry import Geometry
 from oaem.presentation.figures.drawing import save
-from oaem.presentation.findings import CASES, EVIDENCE, SWEEP, SWEPT, TEXTS, figure, page, sweep_figure
+from oaem.presentation.findings import (
+    CASES,
+    EVIDENCE,
+    INITS,
+    ORIGINAL,
+    SWEEP,
+    SWEPT,
+    TEXTS,
+    figure,
+    page,
+    sweep_figure,
+)
 from tests.unit.presentation.paper_metrics import PAPER, ROOT, load
 
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
@@ -27,7 +38,7 @@ def perplexities(label: str, stage: str) -> pd.DataFrame:
 
 def measured(label: str) -> pd.DataFrame:
     """Every measurement of a case, from the first archive that has it."""
-    case = next(case for case in (*CASES, *SWEEP) if case.label == label)
+    case = next(case for case in (*CASES, *SWEEP, ORIGINAL) if case.label == label)
     found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
     found = found[found.geometry == case.geometry]
     return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
@@ -49,9 +60,14 @@ def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
     shown_ratio = re.findall(r"[\d.]+", ratio)
     assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
     for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
-        mean, _, std = shown.partition(" ± ")
-        assert close(mean, runs[init].mean())
-        assert close(std, runs[init].std(ddof=1)) if len(runs) > 1 else not std
+        check_mean(shown, runs[init])
+
+
+def check_mean(shown: str, values: pd.Series) -> None:
+    """The mean and, of several, the sample standard deviation."""
+    mean, _, std = shown.partition(" ± ")
+    assert close(mean, values.mean())
+    assert close(std, values.std(ddof=1)) if len(values) > 1 else not std
 
 
 @pytest.mark.slow
@@ -103,6 +119,28 @@ def test_every_geometry_of_the_sweep_is_the_archives() -> None:
         frame = measured(label)
         for init, shown in zip(("greedy", "oaem"), errors, strict=True):
             assert close(shown, frame[(frame.metric == "relative_error") & (frame.init == init)]["value"].mean())
+
+
+def test_every_row_of_original_inputs_is_the_archives() -> None:
+    found = re.findall(r"^\| (greedy|OA-EM) \|" + r" ([^|]*?) \|" * 6 + "$", PAGE.read_text(), re.M)
+    assert len(found) == 12
+    lower = 0
+    for name, stage, text, sequential, original, ratio, better in found:
+        init = next(key for key, shown in INITS.items() if shown == name)
+        dataset = next(key for key, shown in TEXTS.items() if shown == text)
+        first, second = (perplexities(label, STAGES[stage]).loc[dataset][init] for label in ("B", ORIGINAL.label))
+        assert list(first.index) == list(second.index) == [42, 43, 44]
+        check_mean(sequential, first)
+        check_mean(original, second)
+        logs = first.map(math.log), second.map(math.log)
+        interval = stats.ttest_rel(*logs).confidence_interval(0.95)
+        expected = [(logs[0] - logs[1]).mean(), interval.low, interval.high]
+        for shown, value in zip(re.findall(r"[\d.]+", ratio), expected, strict=True):
+            assert close(shown, math.exp(value))
+        assert better == f"{(first > second).sum()} of 3"
+        lower += expected[0] > 0
+        assert expected[0] > -0.01, "or it would not be the same to a hundredth"
+    assert lower == 11, "lower in every row but one"
 
 
 def test_what_two_archives_measured_is_the_same() -> None:

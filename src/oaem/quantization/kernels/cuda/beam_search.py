@@ -29,6 +29,7 @@ from oaem.quantization.search_order import SearchOrder
 from oaem.quantization.weight import dequantize
 
 BLOCK_COLUMNS = 128  # of a lazy block at most: longer blocks search more slowly, shorter ones multiply the products.
+STRIP = 4096  # rows of the Hessian that are permuted or split at a time
 MEMORY = 8 * 2**30  # bytes of working memory at most; more rows than fit are searched in turns.
 
 
@@ -103,7 +104,7 @@ def beam_search_triton(
 
 
 def _lay_out(hessian: Tensor, codebooks: Tensor, columns: Tensor, order: SearchOrder, beam_width: int) -> _Walk:
-    permuted = hessian.float()[columns][:, columns].contiguous()
+    permuted = _permuted(hessian, columns)
     entries = codebooks.float().contiguous()
     groups, group_size = len(order.groups), codebooks.shape[2]
     starts = torch.arange(groups, device=permuted.device)[:, None] * group_size
@@ -118,13 +119,22 @@ def _lay_out(hessian: Tensor, codebooks: Tensor, columns: Tensor, order: SearchO
     return _Walk(permuted, _parts(permuted), entries, curvature, visits, beam_width)
 
 
+def _permuted(hessian: Tensor, columns: Tensor) -> Tensor:
+    """`hessian` in float32 with rows and columns in this order; a strip of rows at a time, for it may be gigabytes."""
+    permuted = torch.empty(hessian.shape, device=hessian.device)
+    for strip, rows in zip(permuted.split(STRIP), columns.split(STRIP), strict=True):
+        strip.copy_(hessian[rows][:, columns])
+    return permuted
+
+
 def _parts(matrix: Tensor) -> Tensor:
-    """Three bfloat16 matrices [3, ...] whose sum is `matrix`, all its bits."""
+    """Three bfloat16 matrices [3, ...] whose sum is `matrix`, all its bits; a strip of rows at a time."""
     parts = torch.empty(3, *matrix.shape, dtype=torch.bfloat16, device=matrix.device)
-    rest = matrix
-    for part in parts:
-        part.copy_(rest)
-        rest = rest - part.float()
+    for start in range(0, len(matrix), STRIP):
+        rest = matrix[start : start + STRIP]
+        for part in parts[:, start : start + STRIP]:
+            part.copy_(rest)
+            rest = rest - part.float()
     return parts
 
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from oaem.quantization.kernels.cuda.layer_loss import SplitLayerLoss
-from oaem.quantization.kernels.cuda.recorded import Recording, Work
+from oaem.quantization.kernels.cuda.recorded import Recording
 from oaem.quantization.kernels.cuda.sorted_sums import CHUNKS, sum_over_chunks
 
 # Multiplications of W H up to which steps are recorded: the product of a larger layer, such as 8192 x 3072, keeps an
@@ -88,25 +88,23 @@ def _epoch(problem: SplitLayerLoss, codebooks: Tensor, adam: dict[str, Any], ste
     out, columns = problem.weight.shape
     settings = (codebooks.shape, steps, tuple(adam["betas"]), adam["eps"])
     if out * columns**2 > LARGEST_RECORDED:
-        return Epoch(problem, *settings, directly)
+        return Epoch(problem, *settings)
     key = (problem.weight.shape, problem.codes.dtype, problem.weight.device, *settings)
     if key not in _recorded:
         if len(_recorded) == SHAPES_KEPT:
             del _recorded[next(iter(_recorded))]
-        _recorded[key] = Epoch(problem.twin(), *settings, Recording)
+        _recorded[key] = Epoch(problem.twin(), *settings)
+        _recorded[key].record()
     _recorded[key].problem.take(problem)
     return _recorded[key]
 
 
-def directly(work: Work) -> Work:
-    """How the steps of a large layer are launched, in place of a `Recording`: one by one."""
-    return work
-
-
 class Epoch:
-    """`steps` Adam steps on a layer. `launch` makes of all but the first what is called in their place.
+    """`steps` Adam steps on a layer, launched one by one unless `record` is called.
 
-    Values and moments lie in one row each, those of the codebooks before those of the row scales.
+    Values and moments lie in one row each, those of the codebooks before those of the row scales. An epoch that is not
+    recorded goes with its last reference, and so do the problem's matrices, gigabytes of a large layer: nothing in it
+    refers back to it, or it would wait for the collector.
     """
 
     def __init__(
@@ -116,7 +114,6 @@ class Epoch:
         steps: int,
         betas: tuple[float, float],
         epsilon: float,
-        launch: Callable[[Work], Work],
     ):
         self.problem, self.steps, self.betas, self.epsilon = problem, steps, betas, epsilon
         device = problem.weight.device
@@ -126,7 +123,11 @@ class Epoch:
         self.row_scales = self.state[0, self.in_codebooks :]
         self.schedule = torch.zeros(steps, 4, device=device)  # Rows of 16 bytes, where kernels like to begin.
         self.sums = torch.empty(0), torch.empty(0)
-        self.after_the_first = launch(self._after_the_first)
+        self.recording: Recording | None = None
+
+    def record(self) -> None:
+        """Let all steps but the first be recorded when they are taken next."""
+        self.recording = Recording(self._after_the_first)
 
     def load(self, codebooks: Tensor, row_scales: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """Begin where `optimizer` stands with these parameters."""
@@ -157,7 +158,7 @@ class Epoch:
         """All steps, after `loss`."""
         self._update(0, *self.sums)
         if self.steps > 1:
-            self.after_the_first()
+            (self.recording or self._after_the_first)()
 
     def _after_the_first(self) -> None:
         for step in range(1, self.steps):

@@ -25,6 +25,7 @@ from oaem.quantization.kernels.cuda.sorted_sums import SortedCodes
 from oaem.quantization.layer_loss import LayerLoss
 
 TILE = 512  # numbers of a row at a time
+STRIP = 4096  # rows of the Hessian that are split at a time: it may be gigabytes
 
 
 @triton.jit
@@ -137,8 +138,12 @@ class SplitLayerLoss(LayerLoss):
 
 def split_hessian(hessian: Tensor) -> Tensor:
     """The right operand of the product, bfloat16 [3 in, in], for `hessian` [in, in]: high, high, low."""
-    high = hessian.bfloat16()
-    return torch.cat([high, high, (hessian - high.float()).bfloat16()])
+    stacked = torch.empty(3, *hessian.shape, dtype=torch.bfloat16, device=hessian.device)
+    stacked[:2] = hessian
+    for start in range(0, len(hessian), STRIP):
+        strip = slice(start, start + STRIP)
+        stacked[2, strip] = hessian[strip] - stacked[0, strip].float()
+    return stacked.flatten(0, 1)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
