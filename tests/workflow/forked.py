@@ -44,7 +44,7 @@ class Script(StreamRequestHandler):
         try:
             runpy.run_path(asked["file"], run_name="__main__")
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
         sys.stdout.flush()
