@@ -8,6 +8,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 BASE = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(BASE / "src"))
@@ -48,11 +49,13 @@ wildcard_constraints:
 
 
 def preflight(checked, run):
-    rules = {job.rule.name for job in run.dag.needrun_jobs()}
+    jobs = list(run.dag.needrun_jobs())
     try:
-        if rules & {"model", "tokens", "downstream"}:
-            checks.preflight(checked)
-        if "pv_tune" in rules:
+        due = {str(file) for job in jobs for file in job.output}
+        # With conda the jobs' packages are not those of this process.
+        deployed = run.deployment_settings.deployment_method
+        checks.preflight(checked, due, packages=DeploymentMethod.CONDA not in deployed)
+        if any(job.rule.name == "pv_tune" for job in jobs):
             granted = run.global_resources.get("gpu").value
             checks.enough_gpus(checked, granted, run.local_exec)
     except UserError as error:

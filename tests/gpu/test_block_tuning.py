@@ -114,7 +114,7 @@ def test_a_block_that_cannot_be_recorded_is_tuned_all_the_same(caplog: pytest.Lo
     torch.rand(1, device="cuda")  # random numbers still work
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(200, 64), (129, 128), (70, 32)])
+@pytest.mark.parametrize(("tokens", "width"), [(200, 64), (129, 128), (70, 32), (256, 64), (192, 128)])
 def test_causal_attention_and_its_gradients(tokens: int, width: int) -> None:
     draws = torch.Generator("cuda").manual_seed(0)
     parts = [

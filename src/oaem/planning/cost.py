@@ -1,19 +1,20 @@
 """What a grid will cost: jobs, device hours by phase, disk and memory, and what is there already.
 
-Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (benchmarks/measured), scaled
-by the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
+Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (`measured.py`), scaled by
+the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
 from oaem.config.grid import Run
-from oaem.config.schema import Config
+from oaem.config.schema import Config, PVTuning
 from oaem.planning import layout, shapes
+from oaem.planning.measured import CPU, H100, PV_STEP, Reference
 from oaem.planning.shapes import Shape
 
 # Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
@@ -25,38 +26,6 @@ MOST_FOR_HYPOTHESES = 8 * 2**30
 DEVICES = (1, 8, 64)
 # An epoch limit is rarely reached: the paper's quantisation times come to about seven epochs a layer.
 USUAL_EPOCHS = 7
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Seconds of one block and what they were measured on."""
-
-    shape: Shape
-    tokens: int
-    beam_width: int
-    epochs: int
-    codebooks: int
-    steps: int
-    tuning_steps: int
-    seconds: Mapping[str, float]
-    # What a step takes however small the layer: its launches.
-    least_seconds_a_step: Mapping[str, float]
-
-
-# benchmarks/measured/h100-block-2026-11-22b.json, b=16; forward with storing the activations.
-H100 = Reference(
-    shapes.PAPER["Llama 3B"], 128 * 4096, 16, 7, 2, 100, 2560,
-    {"block_tuning": 22.5, "beam_search": 4.2, "codebook_steps": 5.1, "initialisation": 1.1, "forward": 6.3},
-    # 100 codebook steps take 76 ms from 1024×3072 down. SmolLM2-135M at the paper's budgets took 230 s (docs/log.md):
-    # what the other phases leave of these is 1.4 ms a step of block tuning.
-    {"codebook_steps": 0.00076, "block_tuning": 0.0014},
-)  # fmt: skip
-# docs/log.md, one thread of an AMD EPYC with bfloat16, b=4.
-CPU = Reference(
-    shapes.EMBEDDED, 16 * 512, 4, 2, 2, 10, 0,
-    {"block_tuning": 0.0, "beam_search": 2.25, "codebook_steps": 1.53, "initialisation": 0.55, "forward": 1.6},
-    {},
-)  # fmt: skip
 
 
 def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) -> dict[str, float]:
@@ -81,9 +50,9 @@ def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) 
         "codebook_steps": len(shape.linears()) * min(run.max_epochs, USUAL_EPOCHS) * quantization.codebooks.steps,
         "block_tuning": 4 * quantization.block_tuning.epochs * (text.windows or 1),
     }
-    return seconds | {
-        phase: max(seconds[phase], each * steps[phase]) for phase, each in reference.least_seconds_a_step.items()
-    }
+    least = dict(reference.least_seconds)
+    least |= {phase: each * steps[phase] for phase, each in reference.least_seconds_a_step.items()}
+    return seconds | {phase: max(seconds[phase], each) for phase, each in least.items()}
 
 
 def stream_seconds(config: Config, model: str, reference: Reference) -> float:
@@ -96,6 +65,17 @@ def stream_seconds(config: Config, model: str, reference: Reference) -> float:
     tokens = _tokens(config) / reference.tokens
     passes = 5 if reference.tuning_steps else 1
     return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
+
+
+def tuning_step_seconds(config: Config, model: str, pv: PVTuning, gpu: str) -> float:
+    """Estimated seconds of an optimiser step of PV-tuning on one GPU; by how many, the length of the text decides.
+
+    By the products of the measured step, which are proportional to tokens and weights: a step of the 8B shape took
+    17.7 s and is planned with 19.2.
+    """
+    share = _weights(config, model, 1) / _in_all(H100.shape, 28, 1)
+    tokens = pv.batch_size * pv.text.window
+    return max(PV_STEP.seconds * share * tokens / PV_STEP.tokens / GPUS[gpu], PV_STEP.least)
 
 
 def _tokens(config: Config) -> int:
@@ -126,8 +106,7 @@ def plan(config: Config, gpu: str) -> str:
         f"With a device for every job that can run, {work.chain:.2f} hours: the longest chain of jobs, on "
         f"{config.quantization.inputs} inputs.",
         *_by_devices(config, gpu),
-        "PV-tuning and evaluation come on top; no time of theirs at full size has been measured yet."
-        if gpu != "cpu" else "PV-tuning and evaluation about double it.",
+        _on_top(config, gpu),
         f"Measurements: {measured} of {len(files)} files are there.",
         f"Disk: {_disk(config) / 1e9:.0f} GB for models, artefacts and activations{_stream_disk(config)}.",
         f"Device memory: {memory(config) / 1e9:.0f} GB while quantising, for the largest model.",
@@ -189,9 +168,27 @@ def _by_devices(config: Config, gpu: str) -> list[str]:
     return lines
 
 
-def _weights(config: Config, model: str) -> int:
+def _on_top(config: Config, gpu: str) -> str:
+    """What the plan says of all that is not quantisation."""
+    if gpu == "cpu":
+        return "PV-tuning and evaluation about double it."
+    if config.pv is None or not config.pv.enabled:
+        return "Evaluation comes on top."
+    longest = max(tuning_step_seconds(config, model, config.pv, gpu) for model in {run.model for run in config.runs()})
+    return (
+        f"PV-tuning and evaluation come on top: an optimiser step of the largest model takes about {longest:.1f} s on "
+        "one GPU, half of it on two (pv.gpus)."
+    )
+
+
+def _weights(config: Config, model: str, embeddings: int = 2) -> int:
+    """Numbers in the blocks' linears and in embeddings, the head being one of them."""
     shape = shapes.planned(config, model)
-    return shape.weights() * layout.block_count(config, model) + 2 * shape.hidden * shape.vocabulary
+    return _in_all(shape, layout.block_count(config, model), embeddings)
+
+
+def _in_all(shape: Shape, blocks: int, embeddings: int) -> int:
+    return shape.weights() * blocks + embeddings * shape.hidden * shape.vocabulary
 
 
 def _disk(config: Config) -> float:

@@ -10,6 +10,8 @@ metrics.csv, tables/, figures/, report.html     made from the measurements
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from oaem.config.grid import Run
 from oaem.config.schema import Config, TokenSet
 from oaem.errors import UserError
@@ -34,6 +36,12 @@ def gate(model: str) -> str:
 def tokens(model: str, token_set: str) -> str:
     """A token set of a model, by the names that `token_set_spec` knows."""
     return f"{RESULTS}/tokens/{model}/{token_set}.safetensors"
+
+
+def token_set_of(file: str) -> str | None:
+    """The name of the token set that a file holds; None for a file of anything else."""
+    path = Path(file)
+    return path.stem if path.parts[:2] == (RESULTS, "tokens") else None
 
 
 def token_set_spec(config: Config, name: str) -> tuple[TokenSet, int]:

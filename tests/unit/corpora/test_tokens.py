@@ -235,3 +235,18 @@ def test_token_sets_of_real_text_share_no_document(tiny_qwen2: Path) -> None:
         assert len(found) > 3
         assert set(found) <= whole[part]
         assert not any(set(found) & whole[other] for other in SHARES.keys() - {part})
+
+
+def test_bos_takes_the_place_of_every_windows_first_token(tokenizer: Any, corpus: Corpus) -> None:
+    spec = TokenSet(corpus="x", protocol="joined", window=50)
+    plain, without = token_set(spec, corpus, tokenizer, seed=42)
+    if tokenizer.bos_token_id is None:
+        with pytest.raises(UserError, match="no BOS token"):
+            token_set(spec, corpus, tokenizer, seed=42, bos_first=True)
+        return
+    windows, protocol = token_set(spec, corpus, tokenizer, seed=42, bos_first=True)
+    assert windows[:, 0].tolist() == [tokenizer.bos_token_id] * len(windows)
+    assert torch.equal(windows[:, 1:], plain[:, 1:])
+    assert protocol["first_token"] == tokenizer.bos_token_id
+    assert "first_token" not in without
+    assert protocol["sha256"] != without["sha256"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,13 @@ def test_hub_without_network_is_one_clear_message(tiny_llama: Path, monkeypatch:
         evaluate_tasks(model, tokenizer, ["piqa"], "hub")
 
 
-def test_without_the_harness(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(UserError, match="pip install"):
+@pytest.mark.parametrize("missing", ["lm_eval", "accelerate"])
+def test_without_the_harness_or_what_it_requires(
+    missing: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "lm_eval.models.huggingface", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"the package {missing} is missing\. Run `pip install"):
         evaluate_tasks(AutoModelForCausalLM.from_pretrained(tiny_llama), None, ["piqa"], "embedded")  # type: ignore[arg-type]
 
 

@@ -100,6 +100,7 @@ def test_tokenizer_splits_as_the_model_was_trained(made: tuple[Path, dict[str, A
         "!",
     ]
     assert tokenizer.decode(ids) == text
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
 
 
 @torch.no_grad()

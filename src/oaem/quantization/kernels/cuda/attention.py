@@ -1,8 +1,9 @@
 """Causal attention for block tuning on a CUDA device: fused, in bfloat16, with the same bits on every run.
 
 torch has no fused attention in float32. Its fused one in bfloat16 is what the model itself runs through, but it adds up
-the gradient of the queries in whatever order its programs finish unless it is told to be deterministic; that switch is
-global, and other operations refuse to work under it, so here it is thrown for this one gradient alone.
+the gradient of the queries in whatever order its programs finish. The gradient is therefore that of our own kernels or,
+where they do not fit, torch's told to be deterministic, which takes twice as long. That switch is global, and other
+operations refuse to work under it, so it is thrown for this one gradient alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oaem.models.attention_switch import has_operators, is_plainly_causal, switch_attention
+from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton, fits
 
 NAME = "oaem_causal"
 _HAS_FLASH = has_operators("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward")
@@ -46,6 +48,9 @@ class _Flash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, result, logsumexp = ctx.saved_tensors
+        if fits(query):
+            logs = logsumexp.reshape(query.shape[:3]).contiguous()
+            return *attention_gradients_triton(gradient, query, key, value, result, logs, ctx.scaling), None
         starts_q, starts_k, most_q, most_k, seed, offset = ctx.state
         with _deterministic():
             gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 pytest.importorskip("tests.unit.interpreter")
 
-from oaem.pv.kernels.cuda import attention_gradients
+from oaem.models.kernels.cuda import attention_gradients
 from tests.unit.interpreter import randn
 
 
