@@ -102,9 +102,10 @@ def forked_scripts(fresh: Collection[str] = ()) -> Iterator[None]:
 
 
 def main() -> None:
-    """Import the library, then run snakemake with the arguments of this process."""
+    """Import the library of the tree that this is started in, then run snakemake with the arguments of this process."""
     from snakemake.cli import main as snakemake
 
+    sys.path.insert(0, str(Path.cwd() / "src"))
     for name in LIBRARY:
         importlib.import_module(name)
     with forked_scripts():

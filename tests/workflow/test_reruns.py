@@ -90,7 +90,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, corpus_fold
     text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 4}
     config["pv"] = {"text": text, "validation_text": text, "test": "far", "epochs": 1, "batch_size": 4}
     made = Grid(tree, folder, config)
-    made.snakemake(module="tests.workflow.forked", PYTHONPATH=os.pathsep.join([str(tree / "src"), str(ROOT)]))
+    made.snakemake(module="tests.workflow.forked", PYTHONPATH=str(ROOT))
     assert made.planned() == {}
     return made
 
