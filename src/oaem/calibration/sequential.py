@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oaem.calibration.activations import activations_path, read_activations, write_activations
+from oaem.calibration.activations import ActivationWriter, read_activations
 from oaem.calibration.artefacts import QuantizedState, load_block_state, state_of, write_block
 from oaem.calibration.checked import load_for_calibration, require_finite, require_finite_weights
 from oaem.calibration.observation import BlockWalk, batch_size
@@ -126,18 +126,22 @@ def quantize_range(
         log.info("%s: %d of %d blocks are there already", job.run.path, stop - start - len(missing), stop - start)
     progress = Progress(f"{job.run.path} blocks", len(missing), every=20.0)
     hidden, at = torch.empty(0), -1
-    for index in missing:
-        if job.stream is not None:
-            hidden = job.stream.inputs(index).to(job.device)
-        elif index != at:
-            hidden = block_inputs(job, tokens, index, blocks, activations)
-        hidden, worst = _advance(job, hidden, index, blocks, activations)
-        at = index + 1
-        progress.step(f"largest relative error of a layer {worst:.3f}")
+    with ActivationWriter(activations, job.fingerprint) as writer:
+        for index in missing:
+            if job.stream is not None:
+                hidden = job.stream.inputs(index).to(job.device)
+            elif index != at:
+                writer.wait()
+                hidden = block_inputs(job, tokens, index, blocks, activations)
+            hidden, worst = _advance(job, hidden, index, blocks, writer)
+            at = index + 1
+            progress.step(f"largest relative error of a layer {worst:.3f}")
     return [block_report(blocks, index, job.fingerprint) or {} for index in range(start, stop)]
 
 
-def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activations: Path) -> tuple[Tensor, float]:
+def _advance(
+    job: SequentialJob, hidden: Tensor, index: int, blocks: Path, writer: ActivationWriter
+) -> tuple[Tensor, float]:
     """Quantise block `index` and store it; returns the inputs of the next block and the largest layer error."""
     clock = PhaseClock(_synchronizer(job.device))
     with clock.phase("load"):
@@ -155,11 +159,11 @@ def _advance(job: SequentialJob, hidden: Tensor, index: int, blocks: Path, activ
             hidden = walk.outputs()
         require_finite(hidden, f"{job.run.path}, block {index}")
         with clock.phase("save"):
-            write_activations(activations, index + 1, hidden, job.fingerprint)
+            writer.write(index + 1, hidden)
     report = {"linears": layers, "seconds": clock.seconds, "provenance": job.made_by}
     write_block(blocks, index, state_of(block), job.fingerprint, report)
-    if not original:
-        activations_path(activations, index).unlink(missing_ok=True)
+    if not original and index + 1 == block_count(job.model_folder):
+        writer.remove_before(index + 1)
     return hidden, max(layer["relative_error"] for layer in layers.values())
 
 

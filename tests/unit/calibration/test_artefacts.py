@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from oaem.calibration import artefacts
-from oaem.calibration.activations import read_activations, write_activations
+from oaem.calibration import activations, artefacts
+from oaem.calibration.activations import ActivationWriter, read_activations, write_activations
 from oaem.calibration.artefacts import QuantizedState
 from oaem.errors import UserError
 from oaem.quantization.weight import AdditiveWeight
@@ -73,3 +73,42 @@ def test_one_flipped_bit_anywhere_in_large_activations_is_seen(tmp_path: Path, p
     content[place if place < 0 else start + place] ^= 4
     path.write_bytes(bytes(content))
     assert read_activations(tmp_path, 1, "f") is None
+
+
+def test_activations_are_handed_on_from_block_to_block(tmp_path: Path) -> None:
+    """Those of a block go when the next one's are whole and asked for, not before."""
+    blocks = [torch.randn(2, 5, 8) for _ in range(4)]
+    names = [f"{index:04d}.safetensors" for index in range(4)]
+    write_activations(tmp_path, 0, blocks[0], "f")
+    with ActivationWriter(tmp_path, "f") as writer:
+        writer.write(1, blocks[1])
+        assert (tmp_path / names[0]).exists()
+        writer.write(2, blocks[2])
+        assert not (tmp_path / names[0]).exists()
+        writer.wait()
+        assert [path.name for path in tmp_path.iterdir()] == [names[2]]
+        writer.write(3, blocks[3])
+    assert [path.name for path in tmp_path.iterdir()] == [names[3]]
+    found = read_activations(tmp_path, 3, "f")
+    assert found is not None
+    assert torch.equal(found, blocks[3])
+
+
+def test_what_goes_wrong_in_storing_activations_is_raised_and_nothing_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_activations(tmp_path, 0, torch.ones(1, 2, 8), "f")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(activations, "_store", full)
+    for again in (True, False):
+        with pytest.raises(OSError, match="No space left"), ActivationWriter(tmp_path, "f") as writer:
+            writer.write(1, torch.ones(1, 2, 8))
+            if again:
+                writer.write(2, torch.ones(1, 2, 8))
+        assert read_activations(tmp_path, 0, "f") is not None
+    with pytest.raises(ValueError, match="of the body"), ActivationWriter(tmp_path, "f") as writer:
+        writer.write(1, torch.ones(1, 2, 8))
+        raise ValueError("of the body")
