@@ -74,7 +74,10 @@ _TABLE = {
         ("too_little_disk_is_refused", "full disk", "known before the work begins", MESSAGE),
     ],
     "unit/planning/test_checks.py": [
-        ("a_gated_model_needs_a_token_unless_the_hub_is_not_asked", ACCESS, "a grid with a gated model, started without a token", MESSAGE),
+        (
+            "a_gated_model_needs_a_token_unless_the_hub_is_not_asked",
+            ACCESS, "a grid with a gated model, started without a token", MESSAGE,
+        ),
     ],
     "workflow/test_pipeline.py": [
         (
