@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from oaem.config.settings import KMeansSettings
 from oaem.numerics.fast_paths import plain_paths
 from oaem.quantization.beam_search import beam_search
 from oaem.quantization.clusters import best_entries, cluster_sums
+from oaem.quantization.kmeans import kmeans
 from oaem.quantization.layer_loss import layer_loss
+from oaem.quantization.m_step import statistics
 from oaem.quantization.weight import dense_matrix
-from tests.unit.quantization.toy_layers import Layer, order_of, row_errors, toy_layer
+from tests.unit.quantization.toy_layers import Layer, clustered, order_of, row_errors, toy_layer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -136,6 +139,27 @@ def test_the_m_step_kernel_takes_the_same_steps() -> None:
         optimizer.step()
     found = adam_m_step_triton(curvature, pull, centroids, 0.5, rates, (0.9, 0.999), 1e-8)
     torch.testing.assert_close(found, values.detach().float())
+
+
+def test_weighted_clustering_equals_the_reference() -> None:
+    """Rows by their weights go by sorted sums: as the plain formula to float32's rounding, with the same bits again."""
+    vectors, blocks, _, codes = (part.cuda() for part in clustered(groups=12, out=3000, size=256, dtype=torch.float32))
+    codes, row_weights = codes.contiguous(), torch.rand(3000, device="cuda") ** 4
+    found = statistics(vectors, blocks, codes, 256, row_weights)
+    expected = statistics.oracle(vectors, blocks, codes, 256, row_weights)
+    for ours, exact in zip(found, expected, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 1e-5
+    again = statistics(vectors, blocks, codes, 256, row_weights)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+    flat, weights = vectors.flatten(0, 1), row_weights.repeat(12)
+    first, second = (
+        kmeans(flat, 256, KMeansSettings(iterations=3), torch.Generator().manual_seed(0), weights) for _ in range(2)
+    )
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    with plain_paths():
+        plain, _ = kmeans(flat, 256, KMeansSettings(iterations=3), torch.Generator().manual_seed(0), weights)
+    # A vector between two centroids may go to either and move both a little.
+    assert float((first[0] - plain).norm() / plain.norm()) < 1e-3
 
 
 def test_a_tensor_on_the_device_takes_the_kernels_that_fit() -> None:

@@ -1,4 +1,4 @@
-"""Quantisation on original inputs through the real workflow: parallel jobs, one stream, and what reruns."""
+"""What comes from the unquantised model, through the real workflow: parallel jobs, one stream, and what reruns."""
 
 from __future__ import annotations
 
@@ -50,6 +50,29 @@ def test_parallel_blocks_give_the_bytes_of_one_job(finished: Workflow, original:
     assert code == 0, output
     assert jobs_of(output, "quantize_blocks") == 6
     assert jobs_of(output, "calibration_stream") == 0
+
+
+def test_sequential_runs_read_the_stream_for_their_targets(finished: Workflow, tmp_path: Path) -> None:
+    """In a chain of jobs, to the bytes of one job; and the paper's targets are planned anew without the stream."""
+    workflow = finished.copied(tmp_path / "targets").without_runs()
+    workflow.config["quantization"]["block_tuning"] |= {"targets": "unquantized_model"}
+    runs = [layout.quantized(run.path) for run in parse(workflow.config).runs()]
+    code, output = workflow.run("-n", *runs)
+    assert code == 0, output
+    assert (jobs_of(output, "calibration_stream"), jobs_of(output, "quantize_blocks")) == (1, 4)
+    code, output = workflow.run(*runs)
+    assert code == 0, output
+    whole = Pipeline(workflow.copied(tmp_path / "whole").without_runs().folder, workflow.config)
+    whole.make(*(whole.quantize(0, 3, init) for init in ("greedy", "oaem")))
+    blocks = workflow.blocks()
+    assert len(blocks) == 6
+    assert blocks == Workflow(whole.folder, workflow.config).blocks()
+    assert blocks.keys() == finished.blocks().keys()
+    assert all(content != finished.blocks()[path] for path, content in blocks.items())
+    workflow.config["quantization"]["block_tuning"].pop("targets")
+    code, output = workflow.run("-n", *runs)
+    assert code == 0, output
+    assert (jobs_of(output, "calibration_stream"), jobs_of(output, "quantize_blocks")) == (0, 4)
 
 
 def test_changed_inputs_replace_every_block(finished: Workflow, original: Workflow, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def work(snakemake: Any) -> None:
     # Blocks on original inputs are quantised side by side; else one job has the run's folder at a time.
     alone = alone_in(folder, manifest.stem if original else "")
     with alone, job_device(settings["device"], snakemake.threads) as device:
-        stream = Stream.open(Path(snakemake.input.stream[0])) if original else None
+        stream = Stream.open(Path(snakemake.input.stream[0])) if snakemake.input.stream else None
         job = prepare(run, settings, model, tokens, device, str(snakemake.params.code), stream)
         reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, folder / "activations")
     write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": job.made_by})

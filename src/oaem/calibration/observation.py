@@ -29,7 +29,8 @@ class BlockWalk:
     observation goes on from the one before, in up to KEPT_BYTES of memory; what does not fit is computed again.
 
     With `unquantised_targets` the outputs of the first observation, when nothing of the block is quantised yet, are the
-    targets of every group, and later observations end at the inputs that they are for.
+    targets of every group, and later observations end at the inputs that they are for. With `targets`, like `hidden`,
+    these are, and the first observation ends there, too.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class BlockWalk:
         groups: tuple[tuple[str, ...], ...],
         tuned: bool,
         unquantised_targets: bool = False,
+        targets: Tensor | None = None,
     ):
         self.block, self.hidden, self.arguments, self.groups, self.tuned = block, hidden, arguments, groups, tuned
         self.unquantised_targets = unquantised_targets
-        self.kept_targets: Tensor | None = None
+        self.kept_targets = targets
         self.chunks = hidden.split(batch_size(hidden))
         self.logs = [ForwardLog(KEPT_BYTES // len(self.chunks)) for _ in self.chunks]
 

@@ -2,7 +2,9 @@
 
 **sequential**, the paper's: quantise a block, recompute its outputs, go on to the next. Activations are handed from
 block to block through files, so that a run may be cut into jobs of any number of blocks, and a killed job resumes at
-the block it was in.
+the block it was in. With `block_tuning.targets: unquantized_model` a block's tuning alone looks at the calibration
+stream: its targets for every group are what the unquantised block makes of the unquantised model's inputs, so that it
+is asked to make up for errors of the blocks before it, which its inputs hold.
 
 **original**: a block's inputs are those of the unquantised model, read from the calibration stream. Its first
 sequential group sees exactly what the unquantised model gives it. Later groups see those same block inputs after the
@@ -53,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SequentialJob:
-    """What one job of a run is told; tensors and files come separately. With a stream its inputs are original."""
+    """What one job of a run is told; tensors and files come separately."""
 
     run: Run
     model_folder: Path
@@ -65,6 +67,11 @@ class SequentialJob:
     fingerprint: str
     made_by: Mapping[str, Any] = field(default_factory=dict)
     stream: Stream | None = None
+
+    @property
+    def on_original_inputs(self) -> bool:
+        """Whether a block's inputs come from the stream; if not, a stream that is there is for targets alone."""
+        return self.stream is not None and self.tuning.targets == "block"
 
 
 def prepare(
@@ -118,8 +125,8 @@ def quantize_range(
     """Quantise blocks `start` to `stop` - 1; returns their reports in order.
 
     tokens: [sequences, window] integer. Blocks that are already there, undamaged and made under the same fingerprint,
-    are kept. The inputs of block `stop` are left in `activations` for the next job, unless the job has a stream: then
-    tokens and `activations` are not looked at.
+    are kept. The inputs of block `stop` are left in `activations` for the next job, unless the job is on original
+    inputs: then tokens and `activations` are not looked at.
     """
     missing = [index for index in range(start, stop) if block_report(blocks, index, job.fingerprint) is None]
     if len(missing) < stop - start:
@@ -128,7 +135,7 @@ def quantize_range(
     hidden, at = torch.empty(0), -1
     with ActivationWriter(activations, job.fingerprint) as writer:
         for index in missing:
-            if job.stream is not None:
+            if job.stream is not None and job.on_original_inputs:
                 hidden = job.stream.inputs(index).to(job.device)
             elif index != at:
                 writer.wait()
@@ -148,8 +155,12 @@ def _advance(
         block = load_for_calibration(job.model_folder, index, job.dtype, job.device)
         arguments = block_arguments(job.model_folder, index, hidden.shape[1], job.dtype, job.device)
     require_finite_weights(block, job.model_folder, index, job.dtype)
-    groups, tuned, original = job.family.sequential_groups, job.tuning.epochs > 0, job.stream is not None
-    walk = BlockWalk(block, hidden, arguments, groups, tuned, unquantised_targets=original)
+    groups, tuned, original = job.family.sequential_groups, job.tuning.epochs > 0, job.on_original_inputs
+    targets = None
+    if job.stream is not None and not original:
+        with clock.phase("forward"):
+            targets = _unquantised_outputs(block, job.stream.inputs(index).to(job.device), arguments)
+    walk = BlockWalk(block, hidden, arguments, groups, tuned, unquantised_targets=original, targets=targets)
     try:
         layers = quantize_block(job, walk, index, clock)
     except UserError as error:
@@ -165,6 +176,11 @@ def _advance(
     if not original and index + 1 == block_count(job.model_folder):
         writer.remove_before(index + 1)
     return hidden, max(layer["relative_error"] for layer in layers.values())
+
+
+def _unquantised_outputs(block: nn.Module, inputs: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What the unquantised model's `block` makes of its `inputs`: to the bit the next block's inputs in the stream."""
+    return run_block(block, inputs, arguments, batch=batch_size(inputs))
 
 
 def quantize_block(job: SequentialJob, walk: BlockWalk, index: int, clock: PhaseClock) -> dict[str, dict[str, Any]]:

@@ -23,14 +23,16 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `config.yaml` | the default: a real 135M-parameter model and real text from Python packages, for any laptop |
 | `embedded-ten-runs.yaml` | the same model and text, four search points, tasks on every run: 20 minutes on two cores |
 | `evidence.yaml` | the same model with the paper's geometry, budgets and three seeds, for one GPU |
+| `ablations/*.yaml` | one change of `evidence.yaml` each, which they amend: [docs/ablations.md](../docs/ablations.md) |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 | `rho-sweep.yaml` | five geometries of 2 bpp on it, rho over six orders of magnitude: Table rho_sweep; for one GPU |
 | `three-models.yaml` | real models of three families from packages, likewise: Tables 12 to 15; for a GPU and hours |
 | `large.yaml` | Llama 3.1 70B and 405B with the paper's settings, for the plan alone: nothing of it has been run |
 
-Use another with `snakemake --configfile my.yaml`. A file that has a `grid` of its own replaces the default; one
-without amends it, so `snakemake --config threads=2` changes one key. Every fault is reported before any job starts, all
-of them at once. `schema.json` lets an editor check and complete a file: start it with the line
+Use another with `snakemake --configfile my.yaml`; of several files each amends those before it. A configuration with a
+`grid` of its own replaces the default; one without amends it, so `snakemake --config threads=2` changes one key. Every
+fault is reported before any job starts, all of them at once. `schema.json` lets an editor check and complete a file:
+start it with the line
 `# yaml-language-server: $schema=schema.json`.
 
 A configuration never holds a secret: a token for gated models is read from the environment variable `HF_TOKEN` alone.

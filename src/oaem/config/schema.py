@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from oaem.config.files import amended, read
 from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
 from oaem.config.model_source import Digest, ModelSource, Name, Repo, Revision
@@ -126,6 +127,20 @@ class Quantization(Settings):
     blocks_per_job: PositiveInt | Literal["all"] = Field(
         1, description="Consecutive blocks a job quantises; 1 gives the per-layer jobs of the paper's grid."
     )
+
+    @model_validator(mode="after")
+    def _targets(self) -> Self:
+        if self.block_tuning.targets == "block":
+            return self
+        told = "block_tuning.targets: unquantized_model"
+        if self.inputs == "original":
+            raise ValueError(
+                f"{told} is for inputs: sequential; with inputs: original blocks are tuned to the unquantised model's "
+                "outputs anyway. Leave targets out"
+            )
+        if self.block_tuning.epochs == 0:
+            raise ValueError(f"{told}, but block_tuning.epochs: 0 turns tuning off. Leave one of them out")
+        return self
 
     @property
     def layer(self) -> LayerSettings:
@@ -287,15 +302,10 @@ def parse(values: Mapping[str, Any], origin: str = "configuration") -> Config:
         raise UserError(f"{origin}: {count}, see config/README.md for every key:\n" + "\n".join(lines)) from None
 
 
-def load(path: Path | str) -> Config:
-    """The configuration in the YAML file `path`."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys at the top, found {type(values).__name__}.")
-    return parse(values, str(path))
+def load(*paths: Path | str) -> Config:
+    """The configuration in a YAML file, or in several of which each amends those before it."""
+    values: dict[str, Any] = reduce(amended, map(read, paths))
+    return parse(values, " with ".join(map(str, paths)))
 
 
 def schema() -> str:

@@ -205,8 +205,8 @@ def _disk(config: Config) -> float:
 
 
 def _streams(config: Config) -> list[tuple[str, int]]:
-    """The model and seed of each calibration stream; none on sequential inputs."""
-    return _streams_of(config.runs()) if layout.on_original_inputs(config) else []
+    """The model and seed of each calibration stream; none where no run reads one."""
+    return _streams_of(config.runs()) if layout.reads_stream(config) else []
 
 
 def _streams_left(config: Config) -> list[tuple[str, int]]:

@@ -71,6 +71,11 @@ def on_original_inputs(config: Config) -> bool:
     return config.quantization.inputs == "original"
 
 
+def reads_stream(config: Config) -> bool:
+    """Whether a run's blocks need the unquantised model's calibration stream: as their inputs, or for their targets."""
+    return on_original_inputs(config) or config.quantization.block_tuning.targets == "unquantized_model"
+
+
 def block_ranges(config: Config, model: str) -> list[tuple[int, int]]:
     """The (start, stop) of each quantisation job of a run, in order."""
     count, size = block_count(config, model), config.quantization.blocks_per_job

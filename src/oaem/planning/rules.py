@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oaem.config.grid import Run
-from oaem.config.schema import Config
+from oaem.config.schema import Config, Quantization
 from oaem.errors import UserError
 from oaem.planning import layout
 from oaem.presentation import captions
@@ -127,9 +127,9 @@ def previous(config: Config, run: str, start: int) -> list[str]:
 
 
 def stream(config: Config, run: str) -> list[str]:
-    """The calibration stream that a run's blocks read; none on sequential inputs."""
+    """The calibration stream that a run's blocks read, if they read one."""
     point = Run.parse(run)
-    return [layout.stream(point.model, point.seed)] if layout.on_original_inputs(config) else []
+    return [layout.stream(point.model, point.seed)] if layout.reads_stream(config) else []
 
 
 def calibration_tokens(run: str) -> str:
@@ -220,13 +220,26 @@ def card_parameters(config: Config, run: str) -> str:
         "Inputs of a block": _INPUTS[config.quantization.inputs],
         "Codebook steps": f"{config.quantization.codebooks.steps} {config.quantization.codebooks.solver} an epoch",
         "OA-EM": f"{config.quantization.oaem.rounds} rounds of {config.quantization.oaem.steps} steps",
-        "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group",
+        **_row_weights(config.quantization),
+        "Block tuning": f"{config.quantization.block_tuning.epochs} epochs a group{_targets(config.quantization)}",
     }
     if model.remark:
         settings = {"Weights of the base model": model.remark, **settings}
     if config.pv is not None:
         settings["PV-tuning"] = f"{config.pv.epochs} epochs, batch {config.pv.batch_size}, LAMB {config.pv.lr:g}"
     return _json({"label": model.label, "base": model.repo or model.path or model.label, "settings": settings})
+
+
+def _targets(settings: Quantization) -> str:
+    """What a card says of the targets of block tuning: nothing where they are the paper's."""
+    return ", to the unquantised model's outputs" if settings.block_tuning.targets == "unquantized_model" else ""
+
+
+def _row_weights(settings: Quantization) -> dict[str, str]:
+    """What a card says of weighted rows: nothing where none are, as in the paper."""
+    steps = {"k-means": settings.kmeans.row_weights, "OA-EM": settings.oaem.row_weights}
+    weighted = [step for step, weights in steps.items() if weights == "squared_scale"]
+    return {"Rows by their squared scale": ", ".join(weighted)} if weighted else {}
 
 
 def metric_inputs(config: Config) -> list[str]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
+from oaem.presentation.pages import mean_and_deviation, rendered
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Rung, Trend, interval
@@ -42,7 +42,7 @@ class Case:
 
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
-ON_ORIGINAL = "original-inputs-2026-11-25"
+ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 CASES = (
     Case((EVIDENCE, SWEPT), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
@@ -91,11 +91,7 @@ class Numbers:
         """Mean and sample standard deviation over the seeds that have a pair; one seed alone has no deviation."""
         seeds = self.ratios(label, stage, text)
         values = [value for seed, value in self.by_seed(label, init, stage, text).items() if seed in seeds]
-        if not values:
-            return NOT_RUN
-        digits = 1 if statistics.fmean(values) >= 100 else 2
-        deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.{digits}f}{deviation}"
+        return mean_and_deviation(values) if values else NOT_RUN
 
     def span(self, label: str, init: str, stage: str, text: str) -> str:
         """The smallest and the largest seed."""
@@ -192,14 +188,11 @@ class Numbers:
 def page(template: Path, archives: Path) -> str:
     """The page as Markdown; the same archive gives the same bytes."""
     numbers = Numbers(archives)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
     functions: dict[str, Callable[..., object]] = {
         name: getattr(numbers, name) for name in dir(numbers) if callable(getattr(numbers, name)) and name[0] != "_"
     }
-    text = environment.from_string(template.read_text(encoding="utf-8"))
-    return text.render(
+    return rendered(
+        template,
         **functions,
         cases=CASES,
         sweep=SWEEP,

@@ -21,19 +21,26 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 @fast_path(
     "cuda",
     "oaem.quantization.kernels.cuda.m_step:statistics_triton",
-    when=lambda vectors, blocks, codes, size: fits_kernels(vectors, size),
+    when=lambda vectors, blocks, codes, size, row_weights=None: row_weights is None and fits_kernels(vectors, size),
 )
-def statistics(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def statistics(
+    vectors: Tensor, blocks: Tensor, codes: Tensor, size: int, row_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A_k = sum_j n_kj H_j [K, g, g] and b_k = sum_j H_j s_kj [K, g], in float64: all that the M-step needs to know.
 
     n_kj and s_kj are the count and the sum of the vectors of input group j that are assigned to k. vectors:
-    [in/g, out, g], blocks: damped H_j [in/g, g, g], codes: integer [in/g, out], each below `size`.
+    [in/g, out, g], blocks: damped H_j [in/g, g, g], codes: integer [in/g, out], each below `size`. With `row_weights`
+    w [out] they are sums of w_o and of w_o v instead.
     """
     groups, _, group_size = vectors.shape
     labels = codes + size * torch.arange(groups, dtype=codes.dtype, device=codes.device)[:, None]
     clusters = cluster_sums(labels.flatten(), groups * size)
+    counts = clusters.counts
+    if row_weights is not None:
+        vectors = vectors * row_weights[:, None]
+        counts = clusters(row_weights.double().repeat(groups)[:, None])
     sums = clusters(vectors.flatten(0, 1)).double().unflatten(0, (groups, size))
-    counts = clusters.counts.double().unflatten(0, (groups, size))
+    counts = counts.double().view(groups, size)
     precise = blocks.double()
     curvature = (counts.T @ precise.flatten(1)).unflatten(1, (group_size, group_size))
     return curvature, torch.bmm(sums, precise).sum(0)

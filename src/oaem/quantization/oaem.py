@@ -25,29 +25,51 @@ def hessian_blocks(hessian: Tensor, group_size: int, damping: float) -> Tensor:
 
 
 def oaem(
-    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+    vectors: Tensor,
+    blocks: Tensor,
+    centroids: Tensor,
+    codes: Tensor,
+    settings: LayerSettings,
+    row_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The paper's refinement: M-steps by Adam."""
-    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=False)
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, False, row_weights)
 
 
 def oaem_exact(
-    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: LayerSettings
+    vectors: Tensor,
+    blocks: Tensor,
+    centroids: Tensor,
+    codes: Tensor,
+    settings: LayerSettings,
+    row_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same with M-steps solved exactly; not in the paper."""
-    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, exact=True)
+    return oaem_refine(vectors, blocks, centroids, codes, settings.oaem, True, row_weights)
 
 
 @torch.no_grad()
 def oaem_refine(
-    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, settings: OaemSettings, exact: bool
+    vectors: Tensor,
+    blocks: Tensor,
+    centroids: Tensor,
+    codes: Tensor,
+    settings: OaemSettings,
+    exact: bool,
+    row_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Centroids [K, g] and codes [in/g, out] after `settings.rounds` of M-step and E-step.
 
     vectors: [in/g, out, g], group-major. blocks: damped H_j [in/g, g, g]. exact: solve the M-step instead of Adam.
+
+    Each round lowers the mean over groups i of (v_i - c)^T H_j(i) (v_i - c), the paper's objective, in which every row
+    counts the same. With `row_weights` w [out], one on average, it is the mean of w_o(i) (v_i - c)^T H_j(i) (v_i - c):
+    for w in proportion to s_o^2 (`squared_scale_weights`) that is, but for a constant factor, the output error
+    tr((W^ - W) H (W^ - W)^T) with H cut to its damped diagonal blocks. Only the M-step changes: a group's weight is the
+    same whichever entry it takes.
     """
     for _ in range(settings.rounds):
-        curvature, pull = statistics(vectors, blocks, codes, len(centroids))
+        curvature, pull = statistics(vectors, blocks, codes, len(centroids), row_weights)
         if exact:
             centroids = exact_m_step(curvature, pull, centroids)
         else:

@@ -1,8 +1,9 @@
-"""Quantisation on original inputs: a plain loop over the model, the stream's bytes, blocks in any order."""
+"""What comes from the unquantised model, inputs or targets: plain loops, the stream's bytes, blocks in any order."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from oaem.config.settings import BlockTuningSettings, KMeansSettings, LayerSetti
 from oaem.errors import UserError
 from oaem.models.attention import use_fast_attention
 from oaem.models.families import family_of
-from oaem.models.load import load_config, load_model
+from oaem.models.load import embed_tokens, load_config, load_model
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.hessian import HessianAccumulator
 from oaem.quantization.layer import quantize_layer
@@ -37,6 +38,7 @@ from oaem.runtime.seeds import derive, generator
 BLOCKS, SEQUENCES, WINDOW = 3, 5, 20
 RUN = Run("tiny", Geometry(2, 4, 4), "oaem", 2, 2, 42)
 TUNING = BlockTuningSettings(epochs=2, lr=1e-3)
+TO_THE_MODEL = BlockTuningSettings(epochs=2, lr=1e-3, targets="unquantized_model")
 LAYER = LayerSettings(kmeans=KMeansSettings(iterations=5), oaem=OaemSettings(rounds=1, steps=5))
 TOKENS = torch.randint(320, (SEQUENCES, WINDOW), generator=generator(1, "tokens"), dtype=torch.int32)
 
@@ -99,15 +101,17 @@ def test_the_stream_is_what_the_models_own_forward_hands_to_its_blocks(
         torch.testing.assert_close(stream.inputs(index), expected[index], rtol=1e-5, atol=1e-5)
 
 
-def oracle(case: Case, stream: Stream, index: int) -> dict[str, Tensor]:
-    """Block `index` on original inputs as a plain loop: the whole block for every group, nothing kept, nothing shared.
+def oracle(
+    case: Case, index: int, hidden: Tensor, targets: Tensor | None = None
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Block `index` as a plain loop: the whole block for every group, nothing kept, nothing shared.
 
-    Returns every tensor of the quantised and tuned block.
+    hidden: the block's inputs. targets: of all groups; the unquantised block's outputs for these inputs, if None.
+    Returns every tensor of the quantised and tuned block, its outputs, and the unquantised block's.
     """
     whole = load_model(case.model, torch.float32, "cpu")
     block: nn.Module = whole.model.layers[index]
     use_fast_attention(block)
-    hidden = stream.inputs(index)
     positions = torch.arange(WINDOW)[None]
     arguments = {"position_embeddings": whole.model.rotary_emb(hidden, positions), "attention_mask": None}
 
@@ -116,7 +120,7 @@ def oracle(case: Case, stream: Stream, index: int) -> dict[str, Tensor]:
             output = block(hidden, **arguments)
         return output[0] if isinstance(output, tuple) else output
 
-    targets = forward()
+    unquantised = forward()
     for number, group in enumerate(family_of(load_config(case.model)).sequential_groups):
         seen: dict[str, Tensor] = {}
         hooks = [
@@ -138,8 +142,19 @@ def oracle(case: Case, stream: Stream, index: int) -> dict[str, Tensor]:
             )  # fmt: skip
             replace_linear(block, name, result.weight, torch.float32)
         seed = derive(RUN.seed, "block_tuning", index, number)
-        tune_block(block, hidden, targets, arguments, case.tuning, seed)
-    return {name: tensor.detach() for name, tensor in block.state_dict().items()}
+        tune_block(block, hidden, unquantised if targets is None else targets, arguments, case.tuning, seed)
+    return {name: tensor.detach() for name, tensor in block.state_dict().items()}, forward(), unquantised
+
+
+def assert_block_equals(folder: Path, index: int, expected: dict[str, Tensor]) -> None:
+    """Block `index` of the run in `folder` holds these tensors, to the bit, and no others."""
+    state = load_block_state(folder / "blocks", index)
+    for name, weight in state.linears.items():
+        assert torch.equal(weight.codes.long(), expected.pop(f"{name}.codes").long())
+        assert torch.equal(weight.codebooks, expected.pop(f"{name}.codebooks"))
+        assert torch.equal(weight.row_scales, expected.pop(f"{name}.row_scales"))
+    assert state.tensors.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.tensors.items())
 
 
 @pytest.mark.slow
@@ -149,13 +164,91 @@ def test_a_block_is_what_a_plain_loop_makes_of_it(case: Case, index: int) -> Non
     job = case.job()
     assert job.stream is not None
     case.quantise(job, [(index, index + 1)], "ours")
-    state, expected = load_block_state(case.folder / "ours/blocks", index), oracle(case, job.stream, index)
-    for name, weight in state.linears.items():
-        assert torch.equal(weight.codes.long(), expected.pop(f"{name}.codes").long())
-        assert torch.equal(weight.codebooks, expected.pop(f"{name}.codebooks"))
-        assert torch.equal(weight.row_scales, expected.pop(f"{name}.row_scales"))
-    assert state.tensors.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.tensors.items())
+    assert_block_equals(case.folder / "ours", index, oracle(case, index, job.stream.inputs(index))[0])
+
+
+def test_sequential_blocks_with_the_models_targets_are_what_two_plain_loops_make(case: Case) -> None:
+    """Quantised blocks one after the other, the unquantised ones beside them, the last one too: the same bits."""
+    case.tuning = TO_THE_MODEL
+    case.quantise(case.job(), [(0, BLOCKS)], "ours")
+    quantised = unquantised = embed_tokens(case.model, TOKENS, torch.float32, "cpu")
+    for index in range(BLOCKS):
+        unquantised = oracle(case, index, unquantised)[2]
+        expected, quantised, _ = oracle(case, index, quantised, unquantised)
+        assert_block_equals(case.folder / "ours", index, expected)
+
+
+def test_the_models_targets_are_the_next_blocks_inputs_in_the_stream(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every group, also where the block's inputs have errors; tuned to its own outputs, a block has others there."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(
+        sequential, "tune_block", lambda block, inputs, targets, *rest: seen.append((inputs.clone(), targets.clone()))
+    )
+    case.tuning = TO_THE_MODEL
+    job = case.job()
+    assert job.stream is not None
+    case.quantise(job, [(0, 2)], "ours")
+    groups = len(job.family.sequential_groups)
+    for number, (inputs, targets) in enumerate(seen):
+        block = number // groups
+        assert torch.equal(targets, job.stream.inputs(block + 1))
+        assert torch.equal(inputs, job.stream.inputs(block)) == (block == 0)
+    seen.clear()
+    case.tuning = TUNING
+    case.quantise(case.job(stream=None), [(0, 1)], "own")
+    assert [torch.equal(targets, job.stream.inputs(1)) for _, targets in seen] == [True, False, False, False]
+
+
+@pytest.mark.slow
+def test_a_run_with_the_models_targets_is_the_same_however_it_is_cut(case: Case) -> None:
+    case.tuning = TO_THE_MODEL
+    job = case.job()
+    expected = case.quantise(job, [(0, BLOCKS)], "whole")
+    assert case.quantise(job, [(0, 1), (1, 2), (2, 3)], "one by one") == expected
+    case.quantise(job, [(0, 2)], "forgotten")
+    shutil.rmtree(case.folder / "forgotten/activations")
+    assert case.quantise(job, [(2, 3)], "forgotten") == expected
+    assert case.quantise(case.job(tuning=TUNING, stream=None), [(0, BLOCKS)], "own") != expected
+    assert case.quantise(case.job(tuning=TUNING), [(0, BLOCKS)], "original inputs") != expected
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from oaem.calibration import sequential
+from tests.unit.calibration.test_stream import BLOCKS, TO_THE_MODEL, Case
+place, left, calls = Path(sys.argv[2]), int(sys.argv[3]), []
+def killing(write):
+    def killed(*told):
+        write(*told)
+        calls.append(None)
+        if len(calls) == left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return killed
+sequential.ActivationWriter.write = killing(sequential.ActivationWriter.write)
+sequential.write_block = killing(sequential.write_block)
+torch.set_num_threads(1)
+case = Case(Path(sys.argv[1]), place, TO_THE_MODEL)
+case.quantise(case.job(), [(0, BLOCKS)], "killed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writes", [1, 4])
+def test_a_killed_run_with_the_models_targets_goes_on_to_the_same_bytes(case: Case, writes: int) -> None:
+    """Killed as it begins to store activations (1), or right after a block (4): each block but the last has both."""
+    case.tuning = TO_THE_MODEL
+    expected = case.quantise(case.job(), [(0, BLOCKS)], "whole")
+    command = [sys.executable, "-c", KILLED_RUN, str(case.model), str(case.folder), str(writes)]
+    assert subprocess.run(command, env=dict(os.environ)).returncode == -signal.SIGKILL
+    blocks = case.folder / "killed/blocks"
+    kept = {path: path.stat().st_mtime_ns for path in blocks.glob("*.safetensors")}
+    assert len(kept) == writes // 2
+    assert case.quantise(case.job(), [(0, BLOCKS)], "killed") == expected
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished block was made again"
 
 
 def test_targets_of_every_group_are_the_next_blocks_inputs(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

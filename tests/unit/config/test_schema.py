@@ -1,5 +1,6 @@
 """Configuration: what ships is valid and documented, and every fault is one clear message."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 
 from oaem.config import docs
 from oaem.config.schema import load, parse, schema
+from oaem.config.settings import BlockTuningSettings, KMeansSettings, OaemSettings
 from oaem.errors import UserError
 from oaem.planning import rules as planning
 from oaem.planning.checks import checked, enough_gpus
+from oaem.runtime.provenance import fingerprint
 
 
 def default() -> dict[str, Any]:
@@ -44,6 +47,53 @@ def test_the_defaults_are_the_papers() -> None:
     assert pv is not None
     assert (pv.epochs, pv.batch_size, pv.lr, pv.beta1, pv.beta2) == (5, 32, 3e-4, 0.9, 0.95)
     assert (pv.code_lr, pv.code_beta1, pv.code_beta2, pv.max_code_change) == (1e-2, 0.0, 0.95, 0.01)
+
+
+def test_what_archived_runs_were_told_is_what_they_would_be_told_today() -> None:
+    """A setting that came later is not told of at its default, else finished runs would be made again for it."""
+    manifests = json.loads(Path("archive/rho-sweep-2026-11-25/manifests.json").read_text(encoding="utf-8"))
+    archived = {made["measured"]["quantization-time"]["settings"] for made in manifests.values() if "measured" in made}
+    config = load("config/rho-sweep.yaml")
+    assert archived == {fingerprint(json.loads(planning.quantization_parameters(config)))}
+    quantization = config.quantization
+    later = {
+        "oaem": OaemSettings(row_weights="squared_scale"),
+        "block_tuning": BlockTuningSettings(targets="unquantized_model"),
+    }
+    changed = config.model_copy(update={"quantization": quantization.model_copy(update=later)})
+    told = json.loads(planning.quantization_parameters(changed))
+    assert told["oaem"]["row_weights"] == "squared_scale" and "row_weights" not in told["kmeans"]
+    assert told["block_tuning"]["targets"] == "unquantized_model"
+
+
+@pytest.mark.parametrize(
+    ("quantization", "message"),
+    [
+        ({"inputs": "original"}, "quantization: block_tuning.targets: unquantized_model is for inputs: sequential"),
+        ({"block_tuning": {"epochs": 0}}, r"targets: unquantized_model, but block_tuning.epochs: 0 turns tuning off"),
+    ],
+)
+def test_targets_that_nothing_is_tuned_to_are_refused(quantization: dict[str, Any], message: str) -> None:
+    values = yaml.safe_load(Path("config/evidence.yaml").read_text(encoding="utf-8"))
+    values["quantization"] |= {"block_tuning": {}} | quantization
+    parse(values)
+    values["quantization"]["block_tuning"]["targets"] = "unquantized_model"
+    with pytest.raises(UserError, match=message):
+        parse(values)
+
+
+def test_a_card_says_what_is_not_the_papers() -> None:
+    config = load("config/rho-sweep.yaml")
+    run = config.runs()[0].path
+    later = {
+        "kmeans": KMeansSettings(row_weights="squared_scale"),
+        "block_tuning": BlockTuningSettings(targets="unquantized_model"),
+    }
+    changed = config.model_copy(update={"quantization": config.quantization.model_copy(update=later)})
+    plain, other = (json.loads(planning.card_parameters(each, run))["settings"] for each in (config, changed))
+    assert "Rows by their squared scale" not in plain and plain["Block tuning"] == "5 epochs a group"
+    assert other["Rows by their squared scale"] == "k-means"
+    assert other["Block tuning"] == "5 epochs a group, to the unquantised model's outputs"
 
 
 def test_all_faults_are_told_at_once() -> None:

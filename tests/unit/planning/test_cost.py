@@ -96,6 +96,18 @@ def test_the_plan_counts_a_streams_disk_once_a_model(tmp_path: Path, monkeypatch
     assert "calibration stream " not in cost.plan(config, "h100")
 
 
+def test_targets_from_the_unquantised_model_take_a_stream_beside_a_sequential_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, other = load("config/evidence.yaml"), load("config/evidence.yaml", "config/ablations/model-targets.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert "calibration stream" not in cost.plan(plain, "h100")
+    text = cost.plan(other, "h100")
+    # 128 x 1024 tokens in two bytes, 576 wide, 30 blocks; one for all seeds of the estimate's three.
+    assert f"{3 * 2 * 128 * 1024 * 576 * 30 / 1e9:.0f} GB of it for calibration streams" in text
+    assert "on sequential inputs" in text
+
+
 def test_a_slower_gpu_takes_longer() -> None:
     config = load("config/paper.yaml")
 

@@ -175,3 +175,19 @@ def test_no_measured_number_is_written_by_hand() -> None:
     """Decimals outside calls: what the paper prints, the quantile and its consequence, the paper's own number."""
     template = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", "", TEMPLATE.read_text(encoding="utf-8"), flags=re.S)
     assert set(re.findall(r"\d+\.\d+", template)) == {"2604.08118", "4.30", "2.5", "9.52", "8.87", "12.71"}
+
+
+def test_what_the_readme_quotes_is_on_the_page() -> None:
+    text = (
+        (ROOT / "README.md").read_text(encoding="utf-8").partition("## What three seeds say")[2].partition("\n## ")[0]
+    )
+    page_text, quoted = PAGE.read_text(encoding="utf-8"), re.findall(r"[\d.]+ ± [\d.]+", text)
+    assert len(quoted) == 10
+    assert not [each for each in quoted if each not in page_text]
+    cases = [("A", "pre_pv"), ("B", "pre_pv"), ("B", "post_pv"), ("C", "pre_pv"), ("C", "post_pv")]
+    ratios = re.findall(r"\| (\d\.\d\d) \|$", text, re.M)
+    swept = [(f"{bits} bit over {bits}", stage) for stage in STAGES.values() for bits in (8, 6, 4)]
+    sentence = re.findall(r"\b1\.\d\d\b", text.rpartition("|")[2])
+    for shown, (label, stage) in zip([*ratios, *sentence], [*cases, *swept], strict=True):
+        logs = perplexities(label, stage).dropna().loc["boolq"].map(math.log)
+        assert close(shown, math.exp((logs["greedy"] - logs["oaem"]).mean())), (label, stage)

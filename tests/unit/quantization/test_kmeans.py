@@ -6,6 +6,8 @@ import torch
 from sklearn.cluster import KMeans
 
 from oaem.config.settings import KMeansSettings
+from oaem.quantization import kmeans as kmeans_module
+from oaem.quantization.kernels.cuda.cluster_sums import SortedSums
 from oaem.quantization.kmeans import _distinct, kmeans, nearest
 from oaem.runtime.seeds import generator
 
@@ -101,3 +103,42 @@ def test_the_start_is_made_of_different_vectors(count: int) -> None:
     assert len(start) == len(set(start.tolist())) == min(count, 4)
     assert 0 <= int(start.min()) <= int(start.max()) < count
     assert torch.equal(start, _distinct(count, 4, generator(0, "start", count)))
+
+
+@pytest.mark.parametrize("sums", [None, SortedSums], ids=["here", "as on a CUDA device"])
+def test_weighted_centroids_equal_lloyd_spelt_out(monkeypatch: pytest.MonkeyPatch, sums: type | None) -> None:
+    """Float32 against float64, 1e-5, as without weights; many clusters hold one vector, some of weights far below 1."""
+    vectors, weights = torch.randn(40, 3, generator=stream(6)), torch.rand(40, generator=stream(7)) ** 8
+    assert weights.min() < 1e-6
+    if sums is not None:
+        monkeypatch.setattr(kmeans_module, "cluster_sums", sums)
+    centroids, codes = kmeans(vectors, 25, KMeansSettings(iterations=4), stream(8), weights)
+    precise, shares = vectors.double(), weights.double()[:, None]
+    plain = precise[torch.randperm(40, generator=stream(8))[:25]]
+    for _ in range(4):
+        chosen = ((precise[:, None] - plain) ** 2).sum(-1).argmin(1)
+        for k in range(25):
+            own = chosen == k
+            if own.any():
+                plain[k] = (shares[own] * precise[own]).sum(0) / shares[own].sum()
+    torch.testing.assert_close(centroids.double(), plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(codes.long(), ((precise[:, None] - plain) ** 2).sum(-1).argmin(1))
+
+
+def test_weighted_equals_scikit_learn_from_the_same_start() -> None:
+    """Also on a sample of the vectors, whose weights are drawn with them."""
+    vectors, weights = torch.randn(800, 3, generator=stream(1)), torch.rand(800, generator=stream(2)) + 0.01
+    settings = KMeansSettings(iterations=300, check_every=1, max_vectors=500)
+    centroids, _ = kmeans(vectors, 6, settings, stream(), weights)
+    draws = stream()
+    sample = torch.randperm(800, generator=draws)[:500]
+    start = vectors[sample][_distinct(500, 6, draws)].numpy()
+    theirs = KMeans(6, init=start, n_init=1, max_iter=300, tol=0, algorithm="lloyd")
+    theirs.fit(vectors[sample].numpy(), sample_weight=weights[sample].numpy())
+    np.testing.assert_allclose(centroids.numpy(), theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_without_weight_move_no_centroid() -> None:
+    vectors = torch.tensor([[0.0], [1.0], [5.0]])
+    centroids, _ = kmeans(vectors, 3, KMeansSettings(iterations=3), stream(), torch.zeros(3))
+    torch.testing.assert_close(centroids.sort(0).values, vectors)

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from oaem.config.settings import OaemSettings
+from oaem.quantization.initialise import squared_scale_weights
 from oaem.quantization.oaem import e_step, hessian_blocks, oaem_refine
 from tests.unit.quantization.toy_layers import clustered, clustering_loss
 
@@ -36,22 +38,25 @@ def test_e_step_equals_exhaustive_search() -> None:
     torch.testing.assert_close(chosen, costs.min(-1).values, rtol=1e-4, atol=1e-4)
 
 
-def test_exact_m_step_has_no_gradient_and_leaves_empty_clusters() -> None:
+@pytest.mark.parametrize("row_weights", [None, torch.rand(40, dtype=torch.float64)], ids=["uniform", "weighted"])
+def test_exact_m_step_has_no_gradient_and_leaves_empty_clusters(row_weights: Tensor | None) -> None:
     vectors, blocks, centroids, codes = clustered(size=6)
     codes[codes == 5] = 0
     settings = OaemSettings(rounds=1)
-    updated, _ = oaem_refine(vectors, blocks, centroids, codes, settings, exact=True)
+    updated, _ = oaem_refine(vectors, blocks, centroids, codes, settings, True, row_weights)
     moved = updated.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(clustering_loss(vectors, blocks, moved, codes), moved)
+    (gradient,) = torch.autograd.grad(clustering_loss(vectors, blocks, moved, codes, row_weights), moved)
     assert gradient.abs().max() < 1e-12
     assert torch.equal(updated[5], centroids[5])
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_every_round_lowers_the_loss(exact: bool) -> None:
+def test_every_round_lowers_the_loss(exact: bool, weighted: bool) -> None:
     vectors, blocks, centroids, codes = clustered(out=200, size=8, dtype=torch.float32)
-    losses = [float(clustering_loss(vectors, blocks, centroids, codes))]
+    row_weights = squared_scale_weights(torch.rand(200) + 0.1) if weighted else None
+    losses = [float(clustering_loss(vectors, blocks, centroids, codes, row_weights))]
     for _ in range(4):
-        centroids, codes = oaem_refine(vectors, blocks, centroids, codes, OaemSettings(rounds=1), exact)
-        losses.append(float(clustering_loss(vectors, blocks, centroids, codes)))
+        centroids, codes = oaem_refine(vectors, blocks, centroids, codes, OaemSettings(rounds=1), exact, row_weights)
+        losses.append(float(clustering_loss(vectors, blocks, centroids, codes, row_weights)))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]

@@ -70,7 +70,10 @@ def clustered(groups: int = 6, out: int = 40, g: int = 4, size: int = 5, seed: i
     return vectors.to(dtype), blocks.to(dtype), centroids.to(dtype), codes
 
 
-def clustering_loss(vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor) -> Tensor:
-    """mean_i (v_i - c)^T H_j (v_i - c), straight from the paper."""
+def clustering_loss(
+    vectors: Tensor, blocks: Tensor, centroids: Tensor, codes: Tensor, row_weights: Tensor | None = None
+) -> Tensor:
+    """mean_i w_o (v_i - c)^T H_j (v_i - c), straight from the paper, which has no weights w [out]."""
     difference = vectors - centroids[codes.long()]
-    return torch.einsum("jng,jgh,jnh->jn", difference, blocks, difference).mean()
+    losses = torch.einsum("jng,jgh,jnh->jn", difference, blocks, difference)
+    return (losses if row_weights is None else losses * row_weights).mean()

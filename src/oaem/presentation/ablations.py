@@ -1,0 +1,191 @@
+"""docs/ablations.md, what one change does, made of archived runs alone: `python -m oaem.presentation.ablations`.
+
+An ablation is a file config/ablations/{name}.yaml that amends config/evidence.yaml; archive/ablation-{name}-{date}
+holds what was measured with it; of several they all count, and of what two have the newer one's. Its runs are compared,
+seed by seed, with those of the evidence: greedy with greedy, any other initialisation with OA-EM. An epoch chosen in
+another way needs no run of its own, since every run measures all choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oaem.config.grid import Run
+from oaem.config.schema import Config, load
+from oaem.errors import UserError
+from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
+from oaem.presentation.pages import mean_and_deviation, rendered
+from oaem.presentation.spread import ratio_spread
+from oaem.presentation.tables.build import NOT_RUN
+from oaem.presentation.trend import interval
+from oaem.runtime.atomic import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINE = "As in the evidence"
+EPOCHS = {"post_pv_validation": "Epoch by validation text", "post_pv_last": "Last epoch"}
+UNCHANGED = "the same"
+DATE = "-????-??-??"
+PLACE = ("model", "geometry", "beam_width", "max_epochs")
+
+Values = Mapping[tuple[str, str], Mapping[int, float]]  # perplexity by (stage, text) and seed
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of both tables: what is changed, on which initialisation's runs, and perplexity there and in the evidence.
+
+    init: `greedy` or `oaem`, the one of the evidence that it is compared with. stages: those that the change can touch.
+    """
+
+    title: str
+    init: str
+    values: Values
+    baseline: Values
+    stages: tuple[str, ...] = tuple(STAGES)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to show."""
+        return any(stage in self.stages for stage, _ in self.values)
+
+    @property
+    def seeds(self) -> str:
+        """Those that it and the evidence have."""
+        found, before = ({seed for each in values.values() for seed in each} for values in (self.values, self.baseline))
+        return ", ".join(map(str, sorted(found & before)))
+
+    def perplexity(self, stage: str, text: str) -> str:
+        """Mean and standard deviation over its seeds."""
+        if stage not in self.stages:
+            return UNCHANGED
+        values = list(self.values.get((stage, text), {}).values())
+        return mean_and_deviation(values) if values else NOT_RUN
+
+    def change(self, stage: str, text: str) -> str:
+        """Over the evidence, seed by seed: mean ratio and its interval; below 1 the change lowers perplexity."""
+        if stage not in self.stages:
+            return UNCHANGED
+        return _over(self.values, self.baseline, stage, text)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Greedy against OA-EM under one change; where it cannot touch greedy, the evidence's greedy."""
+
+    title: str
+    greedy: Values
+    oaem: Values
+
+    def ratio(self, stage: str, text: str) -> str:
+        """Greedy over OA-EM, seed by seed: mean ratio and its interval; above 1 OA-EM is better."""
+        return _over(self.greedy, self.oaem, stage, text)
+
+
+def gaps(rows: Sequence[Line]) -> list[Gap]:
+    """One for each change that OA-EM was measured with, the evidence's own first."""
+    evidence = next(line.values for line in rows if line.init == "greedy")
+    greedy = {line.title: line.values for line in rows if line.init == "greedy"}
+    return [
+        Gap(line.title, greedy.get(line.title, evidence), line.values)
+        for line in rows
+        if line.init == "oaem" and line.measured and line.title not in EPOCHS.values()
+    ]
+
+
+def lines(evidence: pd.DataFrame, ablations: Mapping[str, tuple[Config, pd.DataFrame | None]]) -> list[Line]:
+    """The rows: the evidence, other choices of an epoch in it, then the ablations, each for its initialisations.
+
+    evidence: rows of metrics.csv. ablations: by name the configuration and what was measured with it, None if nothing
+    was. UserError unless all are about one model at one geometry and one search point.
+    """
+    place = _place({name: config for name, (config, _) in ablations.items()})
+    baseline = {init: perplexities(evidence, place, init) for init in INITS}
+    found = [Line(BASELINE, init, values, values) for init, values in baseline.items()]
+    for stage, title in EPOCHS.items():
+        for init, values in baseline.items():
+            chosen = {("post_pv", text): by_seed for (at, text), by_seed in values.items() if at == stage}
+            found.append(Line(title, init, chosen, values, stages=("post_pv",)))
+    for config, measured in ablations.values():
+        for init in dict.fromkeys(run.init for run in config.runs()):
+            values = {} if measured is None else perplexities(measured, place, init)
+            partner = init if init == "greedy" else "oaem"
+            found.append(Line(config.title, partner, values, baseline[partner]))
+    return found
+
+
+def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) -> Values:
+    """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv.
+
+    Of rows about the same the last one counts.
+    """
+    rows = metrics[(metrics["metric"] == "perplexity") & (metrics["init"] == init)]
+    for column, value in place.items():
+        rows = rows[rows[column] == value]
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for stage, text, seed, value in zip(*(rows[key] for key in ("stage", "dataset", "seed", "value")), strict=True):
+        values.setdefault((stage, text), {})[int(seed)] = float(value)
+    return values
+
+
+def read_ablations(root: Path) -> dict[str, tuple[Config, pd.DataFrame | None]]:
+    """The ablations of the repository at `root`, by name, for `lines`."""
+    import pandas as pd
+
+    found: dict[str, tuple[Config, pd.DataFrame | None]] = {}
+    for path in sorted((root / "config/ablations").glob("*.yaml")):
+        archives = sorted((root / "archive").glob(f"ablation-{path.stem}{DATE}/metrics.csv"))
+        measured = pd.concat(map(pd.read_csv, archives), ignore_index=True) if archives else None
+        found[path.stem] = (load(root / "config/evidence.yaml", path), measured)
+    return found
+
+
+def page(template: Path, root: Path) -> str:
+    """The page as Markdown; the same archives give the same bytes."""
+    import pandas as pd
+
+    ablations = read_ablations(root)
+    evidence = pd.read_csv(root / "archive" / EVIDENCE / "metrics.csv")
+    absent = [name for name, (_, measured) in ablations.items() if measured is None]
+    titles = {name: config.title for name, (config, _) in ablations.items()}
+    rows = lines(evidence, ablations)
+    return rendered(
+        template, lines=[line for line in rows if line.measured], gaps=gaps(rows), titles=titles, absent=absent,
+        texts=TEXTS, stages=STAGES, inits=INITS, evidence=EVIDENCE,
+    )  # fmt: skip
+
+
+def _over(one: Values, other: Values, stage: str, text: str) -> str:
+    found, before = (each.get((stage, text), {}) for each in (one, other))
+    ratios = [found[seed] / before[seed] for seed in sorted(found) if seed in before]
+    return interval(ratio_spread(ratios)) if ratios else NOT_RUN
+
+
+def _place(configs: Mapping[str, Config]) -> dict[str, object]:
+    """Where all runs of all ablations lie: one model, geometry and search point."""
+    places = {name: {_coordinates(run) for run in config.runs()} for name, config in configs.items()}
+    together: Sequence[tuple[object, ...]] = sorted(set().union(*places.values()), key=str)
+    if len(together) != 1:
+        told = "\n".join(f"  {name}: {', '.join(map(str, sorted(found, key=str)))}" for name, found in places.items())
+        raise UserError(
+            f"config/ablations: a change is told from the evidence at one model, geometry and search point, but the "
+            f"grids have {len(together)}. Make them one:\n{told}"
+        )
+    return dict(zip(PLACE, together[0], strict=True))
+
+
+def _coordinates(run: Run) -> tuple[object, ...]:
+    return run.model, run.geometry.name, run.beam_width, run.max_epochs
+
+
+def write(root: Path) -> None:
+    """Write the page below the root of the repository."""
+    write_text(root / "docs/ablations.md", page(root / "docs/ablations.md.j2", root))
+
+
+if __name__ == "__main__":
+    write(Path())

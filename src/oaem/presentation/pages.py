@@ -1,0 +1,24 @@
+"""Pages of docs/ whose numbers come from archived measurements: their template, and how they print a mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+
+def rendered(template: Path, **values: object) -> str:
+    """The Markdown that `template` makes of `values`; a name that it does not know is an error."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation of perplexities, one a seed; a single one has no deviation."""
+    digits = 1 if statistics.fmean(values) >= 100 else 2
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
