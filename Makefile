@@ -10,7 +10,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 demo: $(READY)  ## quantise the embedded model, evaluate it, make tables, figures and the report
 	@$(BIN)/python benchmarks/how_long.py $(CORES)
-	$(BIN)/snakemake --cores $(CORES) --prioritize results/tables/table1.csv
+	$(BIN)/snakemake --cores $(CORES)
 	@cat results/summary.txt
 
 test: $(READY) .venv/.triton check  ## all tests and all checks

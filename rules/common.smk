@@ -1,7 +1,8 @@
 # The configuration as the library knows it, and what every rule shares.
 #
 # Reads:  config
-# Gives:  CFG, the validated configuration; BASE, the folder of this workflow; names for rules to use
+# Gives:  CFG, the validated configuration; ORDER, the priorities of jobs; BASE, the folder of this workflow; names for
+#         rules to use
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(BASE / "src"))
 from oaem.errors import UserError
 from oaem.planning import checks, layout
 from oaem.planning import rules as planning
+from oaem.planning.order import TUNING, Order
 from oaem.runtime.jobs import sudden_end
 
 planning.share_library(BASE / "src")
@@ -33,6 +35,7 @@ GPU = GPU or ("h100" if CFG.device == "cuda" else "cpu")
 SETTINGS = CFG.model_dump(mode="json")
 TABLES = planning.table_files(CFG)
 FIGURES = planning.figure_files(CFG)
+ORDER = Order(CFG)
 PAPER = planning.paper_files(BASE / "paper")
 
 

@@ -11,6 +11,7 @@ rule model:
         "logs/model/{model}.log",
     benchmark:
         "logs/model/{model}.tsv"
+    priority: lambda w: ORDER.model(w.model)
     conda:
         "../envs/oaem.yaml"
     resources:
@@ -34,6 +35,7 @@ rule tokens:
         "logs/tokens/{model}/{set}.log",
     benchmark:
         "logs/tokens/{model}/{set}.tsv"
+    priority: lambda w: ORDER.text(w.model, w.set)
     conda:
         "../envs/oaem.yaml"
     resources:

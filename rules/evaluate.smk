@@ -16,6 +16,7 @@ rule perplexity:
         "logs/{subject}/{stage}-perplexity.log",
     benchmark:
         "logs/{subject}/{stage}-perplexity.tsv"
+    priority: lambda w: ORDER.measurement(w.subject, w.stage)
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
@@ -41,6 +42,7 @@ rule gate:
         "logs/gate/{model}.log",
     benchmark:
         "logs/gate/{model}.tsv"
+    priority: lambda w: ORDER.text(w.model, "gate")
     conda:
         "../envs/oaem.yaml"
     resources:

@@ -16,7 +16,7 @@ rule pv_tune:
         "logs/{run}/pv_tune.log",
     benchmark:
         "logs/{run}/pv_tune.tsv"
-    priority: 10
+    priority: TUNING
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads * planning.ranks(CFG)

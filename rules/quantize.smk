@@ -20,8 +20,7 @@ rule calibration_stream:
         "logs/calibration_stream/{model}-s{seed}.tsv"
     wildcard_constraints:
         seed=r"\d+",
-    # Every run of its model waits for it.
-    priority: 30
+    priority: lambda w: ORDER.text(w.model, "calibration")
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
@@ -52,8 +51,7 @@ rule quantize_blocks:
         "logs/{run}/blocks-{start}-{stop}.log",
     benchmark:
         "logs/{run}/blocks-{start}-{stop}.tsv"
-    # The longest chains of a run begin here: first, so that nothing long is left for the end.
-    priority: 20
+    priority: lambda w: ORDER.quantization(w.run, int(w.start))
     conda:
         "../envs/oaem.yaml"
     threads: CFG.threads
@@ -81,6 +79,7 @@ rule quantized:
         "logs/{run}/quantized.log",
     benchmark:
         "logs/{run}/quantized.tsv"
+    priority: lambda w: ORDER.check(w.run)
     conda:
         "../envs/oaem.yaml"
     resources:

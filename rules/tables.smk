@@ -45,6 +45,7 @@ rule table:
         "logs/tables/{table}.tsv"
     wildcard_constraints:
         table="|".join(planning.TABLE_NAMES),
+    priority: lambda w: ORDER.table(w.table)
     localrule: True
     conda:
         "../envs/oaem.yaml"

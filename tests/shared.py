@@ -11,21 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.workflow.forked import LIBRARY
+
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 # Processes are forked from a server that has these imported, so that starting one costs no import.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "oaem.calibration.sequential",
-        "oaem.pv.job",
-        "oaem.evaluation.stages",
-        "oaem.evaluation.domains",
-        "oaem.models.source",
-        "tests.faults.warm",
-        "snakemake.cli",
-        "oaem.planning.rules",
-    ]
-)
+SERVER.set_forkserver_preload([*LIBRARY, "tests.faults.warm", "snakemake.cli"])
 # Folders in the order of their longest files: what starts late must be short, or one process works alone at the end.
 LONGEST_FIRST = ("slurm", "workflow", "faults")
 

@@ -73,8 +73,11 @@ _TABLE = {
     "unit/runtime/test_devices.py": [
         ("too_little_disk_is_refused", "full disk", "known before the work begins", MESSAGE),
     ],
-    "unit/config/test_schema.py": [
-        ("a_gated_model_needs_a_token", ACCESS, "a grid with a gated model, started without a token", MESSAGE),
+    "unit/planning/test_checks.py": [
+        (
+            "a_gated_model_needs_a_token_unless_the_hub_is_not_asked",
+            ACCESS, "a grid with a gated model, started without a token", MESSAGE,
+        ),
     ],
     "workflow/test_pipeline.py": [
         (

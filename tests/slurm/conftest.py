@@ -8,14 +8,19 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults.pipeline import RUN as PATH
+from tests.faults.pipeline import Pipeline
 from tests.slurm.cluster import UnavailableError, cluster, command
 from tests.workflow.conftest import Workflow, tiny_config, write_corpus
 
-RUN = "results/runs/tiny/2bpp-2x4g4/oaem/b4-e8/s42"
+if TYPE_CHECKING:
+    from tests.shared import MadeOnce
+
+RUN = f"results/{PATH}"
 RANGE = f"{RUN}/blocks/range-0000-0003.json"
 # The profile as it is; only its patience, and the executor's (impatient.py), is meant for jobs of hours.
 SUBMIT = ["--profile", "slurm", "--cores", "8", "--slurm-init-seconds-before-status-checks", "1"]
@@ -34,27 +39,32 @@ def slurm() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Workflow:
-    """One run of three blocks of some seconds each, made on this machine without a cluster."""
-    folder = tmp_path_factory.mktemp("local")
-    write_corpus(folder / "corpus")
-    config = tiny_config(tiny_llama, folder / "corpus")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, made_once: MadeOnce) -> Pipeline:
+    """Model and tokens of one run of three blocks that take a second or more each: time to catch a job between two."""
+    config = tiny_config(tiny_llama, made_once("corpus", write_corpus))
     del config["evaluation"]["perplexity"]["near"]
     config["quantization"]["blocks_per_job"] = "all"
-    config["quantization"]["block_tuning"] = {"epochs": 2}
-    config["quantization"]["codebooks"] = {"steps": 100, "lr": 1e-3, "relative_tolerance": 0.0}
-    config["grid"][0] |= {"init": ["oaem"], "search": [{"beam_width": 4, "max_epochs": 8}]}
-    workflow = Workflow(folder / "work", config)
-    workflow.folder.mkdir()
-    code, output = workflow.run(RANGE)
-    assert code == 0, output
-    return workflow
+    config["quantization"]["codebooks"] = {"steps": 300, "lr": 1e-3, "relative_tolerance": 0.0}
+    config["grid"][0]["init"] = ["oaem"]
+    pipeline = Pipeline(tmp_path_factory.mktemp("inputs"), config)
+    pipeline.make(pipeline.model(), pipeline.tokens("calibration-s42"), pipeline.tokens("eval-far"))
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def local(inputs: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """The run, made on this machine without a cluster and without Snakemake."""
+    folder = tmp_path_factory.mktemp("local") / "work"
+    made = Workflow(inputs.folder, inputs.values).copied(folder)
+    pipeline = Pipeline(folder, made.config)
+    pipeline.make(pipeline.quantize(), pipeline.quantized())
+    return made
 
 
 @pytest.fixture
-def unquantised(local: Workflow, tmp_path: Path) -> Workflow:
+def unquantised(inputs: Pipeline, tmp_path: Path) -> Workflow:
     """The same with model and tokens made and no block quantised yet."""
-    return local.copied(tmp_path / "work").without_runs()
+    return Workflow(inputs.folder, inputs.values).copied(tmp_path / "work")
 
 
 class Submission:

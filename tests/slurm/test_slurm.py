@@ -17,8 +17,7 @@ import pytest
 import torch
 
 from oaem.evaluation.metrics import read_csv
-from oaem.planning import layout
-from tests.faults.pipeline import process_of
+from tests.faults.pipeline import Pipeline, process_of
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission
 from tests.workflow.conftest import Workflow
@@ -60,8 +59,8 @@ class Hanging:
 
 
 @pytest.fixture(scope="module")
-def hanging(submit: Submit, local: Workflow, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
-    workflow = local.copied(tmp_path_factory.mktemp("hanging") / "work").without_runs()
+def hanging(submit: Submit, inputs: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
+    workflow = Workflow(inputs.folder, inputs.values).copied(tmp_path_factory.mktemp("hanging") / "work")
     with submit(workflow, RANGE) as submission:
         job = wait_for_first_block(workflow, submission)
         command("scancel", "--signal=STOP", job)
@@ -152,9 +151,8 @@ def test_a_tuning_of_two_ranks_asks_for_two_gpus_of_one_node(submit: Submit, loc
         "text": text, "validation_text": {**text, "windows": 2}, "test": "far", "epochs": 1, "batch_size": 2, "gpus": 2,
         "gradient_checkpointing": False,
     }  # fmt: skip
-    target, sets = f"{RUN}/pv/manifest.json", ("pv-s42", "pv-validation", "eval-far")
-    code, output = workflow.run("--cores", "2", *(layout.tokens("tiny", name) for name in sets))
-    assert code == 0, output
+    pipeline, target = Pipeline(workflow.folder, workflow.config), f"{RUN}/pv/manifest.json"
+    pipeline.make(*(pipeline.tokens(name) for name in ("pv-s42", "pv-validation")))
     with submit(workflow, target, "--set-resources", "pv_tune:gpu=2") as submission:
         code, output = submission.finish()
     assert code == 0, output

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from tests.shared import SERVER, print_to
+from tests.workflow.forked import forked_scripts
 
 if TYPE_CHECKING:
     from tests.shared import MadeOnce
@@ -26,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["river", "mill", "water", "paper", "stone", "bridge", "meadow", "village", "spring", "autumn", "wheel", "sea"]
 
 
-def _main(arguments: tuple[str, ...], environment: dict[str, str], terminal: Path) -> None:
+def _main(arguments: tuple[str, ...], environment: dict[str, str], terminal: Path, fresh: Collection[str]) -> None:
     """The body of a snakemake's process."""
     os.chdir(ROOT)
     os.environ.clear()
@@ -34,14 +36,19 @@ def _main(arguments: tuple[str, ...], environment: dict[str, str], terminal: Pat
     print_to(terminal)
     from snakemake.cli import main
 
-    main(list(arguments))
+    with forked_scripts(fresh):
+        main(list(arguments))
 
 
-def snakemake(*arguments: str) -> tuple[int, str]:
-    """Run snakemake's main in the tree, in a process that has it imported; returns exit code and all it printed."""
+def snakemake(*arguments: str, fresh: Collection[str] = ()) -> tuple[int, str]:
+    """Run snakemake's main in the tree, in a process that has it imported; returns exit code and all it printed.
+
+    Jobs are forked, too (forked.py), but for those of the rules `fresh`: they get a new interpreter, as for a user.
+    """
     with tempfile.TemporaryDirectory() as folder:
         terminal = Path(folder) / "terminal.txt"
-        process = SERVER.Process(target=_main, args=(arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, terminal))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = SERVER.Process(target=_main, args=(arguments, environment, terminal, fresh))
         process.start()
         process.join(SECONDS)
         output = terminal.read_text(encoding="utf-8")
@@ -71,11 +78,15 @@ class Workflow:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
         return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options)
 
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-        """Run snakemake to its end; returns its exit code and all it printed."""
+    def run(self, *arguments: str, env: dict[str, str] | None = None, fresh: Collection[str] = ()) -> tuple[int, str]:
+        """Run snakemake to its end, as `snakemake` does; returns its exit code and all it printed.
+
+        With additions `env` to the environment it is a new process, and `fresh` has no say.
+        """
         if env is None:
-            return snakemake(*self.arguments(*arguments))
-        process = self.start(*arguments, env=env)
+            return snakemake(*self.arguments(*arguments), fresh=fresh)
+        module = "snakemake" if "-n" in arguments else "tests.workflow.forked"
+        process = self.start(*arguments, env=env, module=module)
         output, _ = process.communicate(timeout=SECONDS)
         return process.returncode, output
 
@@ -177,7 +188,7 @@ def finished(made_once: MadeOnce, tiny_llama: Path, corpus_folder: Path) -> Work
     config = tiny_config(tiny_llama, corpus_folder)
 
     def make(folder: Path) -> None:
-        code, output = Workflow(folder, config).run()
+        code, output = Workflow(folder, config).run(fresh=("claims", "metrics", "report", "summary"))
         assert code == 0, output
 
     return Workflow(made_once("finished", make), config)

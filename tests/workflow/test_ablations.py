@@ -12,6 +12,7 @@ import yaml
 
 from oaem.config.files import amended, read
 from oaem.config.schema import load
+from oaem.planning import rules as planning
 from oaem.presentation.ablations import lines
 from tests.faults.pipeline import Pipeline
 from tests.workflow.conftest import ROOT, Workflow, jobs_of, snakemake
@@ -37,8 +38,8 @@ def test_every_ablation_quantises_a_toy(finished: Workflow, tmp_path: Path, path
         config["quantization"]["calibration"]["documents"] = 4  # all there is of a text that is soon at its end
     pipeline = Pipeline(finished.copied(tmp_path / "toy").without_runs().folder, config)
     text = [pipeline.tokens("calibration-s42")] if path.stem.endswith("text") else []
-    stream = [pipeline.stream()] if path.stem == "model-targets" else []
     inits = initialisations(path)
+    stream = [pipeline.stream()] if planning.stream(pipeline.config, pipeline.path(inits[0])) else []
     pipeline.make(*text, *stream, *(pipeline.quantize(0, 3, init) for init in inits))
     blocks, before = Workflow(pipeline.folder, config).blocks(), finished.blocks()
     assert len(blocks) == 3 * len(inits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +14,10 @@ from tests.unit.presentation.paper_metrics import invented
 from tests.workflow.conftest import ROOT, snakemake
 
 
-def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml") -> tuple[int, str]:
+def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml", fresh: Collection[str] = ()) -> tuple[int, str]:
     places = ("-s", ROOT / "Snakefile", "--directory", folder)
-    return snakemake(*map(str, places), *arguments, "--cores", "1", "--configfile", str(ROOT / "config" / config))
+    arguments = (*arguments, "--cores", "1", "--configfile", str(ROOT / "config" / config))
+    return snakemake(*map(str, places), *arguments, fresh=fresh)
 
 
 def test_everything_is_rebuilt_from_an_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +77,8 @@ def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
 def test_the_sweep_of_rho_is_rebuilt(tmp_path: Path) -> None:
     stored = ROOT / "archive/rho-sweep-2026-11-25"
     wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
-    code, output = rebuild(tmp_path, *wanted, "--config", f"from_archive={stored}", config="rho-sweep.yaml")
+    archive = f"from_archive={stored}"
+    code, output = rebuild(tmp_path, *wanted, "--config", archive, config="rho-sweep.yaml", fresh=("figure", "table"))
     assert code == 0, output
     table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
     assert len(table) == 5 * 2 * 3

@@ -74,7 +74,7 @@ def test_every_snakemake_command_in_the_readme_plans() -> None:
 
 
 def test_the_grid_of_three_families_prints_its_plan_and_plans() -> None:
-    code, output = snakemake("--cores", "1", "plan", "--configfile", "config/three-models.yaml")
+    code, output = snakemake("--cores", "1", "plan", "--configfile", "config/three-models.yaml", fresh=("plan",))
     assert code == 0, output
     assert "16 runs on h100" in output
     code, output = plan("--profile", "a100", "all", "--configfile", "config/three-models.yaml")

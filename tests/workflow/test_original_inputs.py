@@ -29,7 +29,7 @@ def test_parallel_blocks_give_the_bytes_of_one_job(finished: Workflow, original:
     assert code == 0, output
     counts = {rule: jobs_of(output, rule) for rule in ("calibration_stream", "quantize_blocks", "tokens", "model")}
     assert counts == {"calibration_stream": 1, "quantize_blocks": 6, "tokens": 0, "model": 0}
-    code, output = original.run("--cores", "3", *targets)
+    code, output = original.run("--cores", "3", *targets, fresh=("calibration_stream",))
     assert code == 0, output
 
     config = copy.deepcopy(original.config)

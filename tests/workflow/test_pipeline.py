@@ -53,7 +53,7 @@ def test_a_pair_of_runs_is_compared_layer_by_layer(finished: Workflow, tmp_path:
     oaem, greedy = sorted((run for run in parse(workflow.config).runs()), key=lambda run: run.init == "greedy")
     folder = workflow.folder / "results" / oaem.path / "metrics"
     wanted = [f"results/{oaem.path}/metrics/{kind}.json" for kind in ("exchange", "directions")]
-    code, output = workflow.run(*wanted)
+    code, output = workflow.run(*wanted, fresh=("layer_exchange", "error_directions"))
     assert code == 0, output
     rows = json.loads((folder / "exchange.json").read_text())["metrics"]
     parts = {json.loads(row["protocol"])["part"] for row in rows}

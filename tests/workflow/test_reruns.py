@@ -34,11 +34,12 @@ class Grid:
     folder: Path
     config: dict[str, Any]
 
-    def snakemake(self, *arguments: str) -> str:
+    def snakemake(self, *arguments: str, module: str = "snakemake", **more: str) -> str:
+        """Run it with `more` in its environment; returns all it printed."""
         (self.folder / "config.yaml").write_text(yaml.safe_dump(self.config), encoding="utf-8")
-        command = [sys.executable, "-m", "snakemake", "--directory", str(self.folder), "--cores", "1", *arguments]
+        command = [sys.executable, "-m", module, "--directory", str(self.folder), "--cores", "1", *arguments]
         command += ["--configfile", str(self.folder / "config.yaml"), "--", *TARGETS]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **more}
         done = subprocess.run(command, cwd=self.tree, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -89,7 +90,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, corpus_fold
     text = {"corpus": "train", "protocol": "concatenated", "window": 32, "windows": 4}
     config["pv"] = {"text": text, "validation_text": text, "test": "far", "epochs": 1, "batch_size": 4}
     made = Grid(tree, folder, config)
-    made.snakemake()
+    made.snakemake(module="tests.workflow.forked", PYTHONPATH=str(ROOT))
     assert made.planned() == {}
     return made
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from oaem.calibration.artefacts import check_blocks, read_range
+from oaem.calibration.reports import check_blocks, read_range
 from oaem.config.grid import Run
 from oaem.evaluation.metrics import write_metrics
 from oaem.evaluation.quantization import quantization_metrics

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from oaem.calibration.reports import block_path, how_to_mend
 from oaem.errors import UserError
 from oaem.models.families import family_of
 from oaem.models.load import load_config, load_model
@@ -30,7 +30,6 @@ from oaem.quantization.weight import AdditiveWeight
 from oaem.runtime.atomic import atomic_path, read_json, write_json
 from oaem.runtime.provenance import checksum
 
-log = logging.getLogger(__name__)
 PARTS = ("codes", "codebooks", "row_scales")
 
 
@@ -94,11 +93,6 @@ def tensors_checksum(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def block_path(folder: Path, index: int) -> Path:
-    """Where block `index` of a run lies."""
-    return folder / f"{index:04d}.safetensors"
-
-
 def write_block(folder: Path, index: int, state: QuantizedState, fingerprint: str, report: Mapping[str, Any]) -> None:
     """Write block `index`, then its report; `report` may hold what differs between executions."""
     path = block_path(folder, index)
@@ -106,76 +100,11 @@ def write_block(folder: Path, index: int, state: QuantizedState, fingerprint: st
     write_json(path.with_suffix(".json"), {**report, "block": index, "fingerprint": fingerprint, "sha256": digest})
 
 
-def block_report(folder: Path, index: int, fingerprint: str) -> dict[str, Any] | None:
-    """The report of block `index` if it is done, undamaged and made under `fingerprint`; else None."""
-    path = block_path(folder, index)
-    if not (path.exists() and path.with_suffix(".json").exists()):
-        return None
-    try:
-        report = read_json(path.with_suffix(".json"))
-    except UserError:
-        log.warning("%s: damaged report, the block is computed again", path)
-        return None
-    if report.get("fingerprint") != fingerprint:
-        log.warning("%s: made with other settings, inputs or code, the block is computed again", path)
-        return None
-    if report.get("sha256") != checksum(path):
-        log.warning("%s: the checksum does not agree, the block is computed again", path)
-        return None
-    return dict(report)
-
-
-def read_range(manifest: Path) -> dict[str, Any]:
-    """What the job of a range of blocks wrote last; UserError if it is damaged.
-
-    A bit can flip in a text and leave it a text, so it is compared with the reports beside the blocks, but for times.
-    """
-    made = read_json(manifest)
-    try:
-        whole = all(_agrees(report, manifest.parent) for report in made["blocks"])
-        whole &= made["provenance"].keys() == made["blocks"][-1]["provenance"].keys()
-        whole &= made["fingerprint"] == made["blocks"][-1]["fingerprint"]
-    except (AttributeError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(
-            f"{manifest}: cannot be read as JSON that agrees with the reports of its blocks; delete it and run the "
-            "same command again."
-        )
-    return dict(made)
-
-
-def _agrees(report: Mapping[str, Any], folder: Path) -> bool:
-    """Whether a report says what stands beside its block; one that cannot be read is for `check_blocks` to tell."""
-    try:
-        own = read_json(block_path(folder, report["block"]).with_suffix(".json"))
-    except UserError:
-        return True
-    of_the_moment = ("provenance", "seconds")
-    kept = [{key: value for key, value in each.items() if key not in of_the_moment} for each in (report, own)]
-    return kept[0] == kept[1] and report.keys() == own.keys()
-
-
-def check_blocks(folder: Path, reports: Sequence[Mapping[str, Any]]) -> None:
-    """UserError unless every block is there, in order, undamaged, and all were made under one fingerprint."""
-    fingerprints = {report["fingerprint"] for report in reports}
-    if len(fingerprints) != 1 or [report["block"] for report in reports] != list(range(len(reports))):
-        raise UserError(f"{folder}: the blocks do not belong together; {_how_to_mend(folder)}")
-    for report in reports:
-        if block_report(folder, report["block"], report["fingerprint"]) is None:
-            raise UserError(f"{block_path(folder, report['block'])}: missing or damaged; {_how_to_mend(folder)}")
-
-
-def _how_to_mend(folder: Path) -> str:
-    made = f"{folder}/range-*.json {folder.parent}/quantized.json"
-    return f"delete {made} and run the same command again: whole blocks are kept, only damaged ones computed anew."
-
-
 def load_block_state(folder: Path, index: int) -> QuantizedState:
     """Block `index` of a run with names relative to the block; UserError if it is missing or damaged."""
     path = block_path(folder, index)
     if not path.exists() or checksum(path) != read_json(path.with_suffix(".json"))["sha256"]:
-        raise UserError(f"{path}: missing or damaged (its checksum does not agree); {_how_to_mend(folder)}")
+        raise UserError(f"{path}: missing or damaged (its checksum does not agree); {how_to_mend(folder)}")
     return load_state(path)[0]
 
 

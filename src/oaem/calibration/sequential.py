@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from oaem.calibration.activations import ActivationWriter, read_activations
-from oaem.calibration.artefacts import QuantizedState, block_path, block_report, load_block_state, state_of, write_block
+from oaem.calibration.artefacts import QuantizedState, load_block_state, state_of, write_block
 from oaem.calibration.checked import load_for_calibration, require_finite, require_finite_weights
 from oaem.calibration.observation import BlockWalk, batch_size
+from oaem.calibration.reports import block_path, block_report
 from oaem.calibration.stream import Stream
 from oaem.config.grid import Run
 from oaem.config.settings import BlockTuningSettings, LayerSettings

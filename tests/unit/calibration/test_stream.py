@@ -157,6 +157,7 @@ def assert_block_equals(folder: Path, index: int, expected: dict[str, Tensor]) -
     assert all(torch.equal(tensor, expected[name]) for name, tensor in state.tensors.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [1, BLOCKS - 1])
 def test_a_block_is_what_a_plain_loop_makes_of_it(case: Case, index: int) -> None:
     """All sequences fit one chunk, so both see the same sums in the same order: the same bits."""
@@ -273,6 +274,7 @@ def test_blocks_in_any_order_and_alone_are_the_same_bytes(case: Case, epochs: in
     assert case.quantise(case.job(stream=None), [(0, BLOCKS)], "sequential") != expected
 
 
+@pytest.mark.slow
 def test_block_zero_differs_from_sequential_only_by_its_targets(case: Case) -> None:
     """The inputs of the first block are the same in both; without tuning so is all that is made of them."""
     case.tuning = BlockTuningSettings(epochs=0)

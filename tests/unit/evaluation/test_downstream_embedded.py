@@ -23,6 +23,7 @@ from oaem.evaluation import downstream, downstream_embedded
 from oaem.evaluation.downstream import PAPER_METRICS
 from oaem.evaluation.downstream_embedded import OFFICIAL_SIZES, arc_rows, overrides
 
+pytestmark = pytest.mark.slow
 STOCK = {
     "arc_challenge": "arc/arc_challenge.yaml",
     "arc_easy": "arc/arc_easy.yaml",

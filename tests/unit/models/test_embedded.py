@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 
@@ -22,7 +24,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def parsed() -> Iterator[list[str]]:
+    """Every file that gguf has parsed."""
+    files: list[str] = []
+
+    class Counting(gguf.GGUFReader):
+        def __init__(self, path: Any, *arguments: Any) -> None:
+            files.append(str(path))
+            super().__init__(path, *arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gguf, "GGUFReader", Counting)
+        yield files
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, parsed: list[str]) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("embedded") / "smollm2"
     facts = materialise(ModelSource(source="embedded", label="SmolLM2 135M", dtype="bfloat16"), folder)
     return folder, facts
@@ -36,17 +53,22 @@ def test_facts(made: tuple[Path, dict[str, Any]]) -> None:
     assert sorted(path.name for path in folder.parent.iterdir()) == ["smollm2"]
 
 
+def test_its_file_is_parsed_once(made: tuple[Path, dict[str, Any]], parsed: list[str]) -> None:
+    """By transformers, which left to itself does it three times; gguf is afterwards what it was."""
+    assert parsed == [str(gguf_file())]
+    assert gguf.GGUFReader.__name__ == "Counting"
+    assert not hasattr(gguf.get_tensor_name_map, "cache_info")
+
+
 def test_weights_are_the_files_own(made: tuple[Path, dict[str, Any]]) -> None:
     """Those that the GGUF format stores unpermuted, against gguf's own dequantisation."""
-    from gguf import GGUFReader, dequantize
-
-    stored = {tensor.name: tensor for tensor in GGUFReader(gguf_file()).tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(gguf_file()).tensors}
     names = {"attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_down": "mlp.down_proj"}
     for index in (0, 17, 29):
         block = read_tensors(made[0], f"model.layers.{index}.")
         for theirs, ours in names.items():
             tensor = stored[f"blk.{index}.{theirs}.weight"]
-            expected = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).bfloat16()
+            expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type)).bfloat16()
             assert torch.equal(block[f"model.layers.{index}.{ours}.weight"], expected)
 
 

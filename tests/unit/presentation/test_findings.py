@@ -70,6 +70,7 @@ def check_mean(shown: str, values: pd.Series) -> None:
     assert close(std, values.std(ddof=1)) if len(values) > 1 else not std
 
 
+@pytest.mark.slow
 def test_the_page_and_its_figure_are_those_of_the_archive(tmp_path) -> None:
     assert PAGE.read_text(encoding="utf-8") == page(TEMPLATE, ARCHIVE), "run python -m oaem.presentation.findings"
     save(figure(ARCHIVE), tmp_path / "findings.svg")

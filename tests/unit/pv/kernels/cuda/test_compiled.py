@@ -55,6 +55,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_student_has_the_same_gradients(
     tmp_path: Path, on_the_cpu: list[int], monkeypatch: pytest.MonkeyPatch, checkpointing: bool

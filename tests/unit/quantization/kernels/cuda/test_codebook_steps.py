@@ -71,6 +71,7 @@ def assert_same(ours: Learner, theirs: Learner) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3 * SETTINGS.lr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("betas", [(0.0, 0.95), (0.9, 0.99)])
 def test_two_layers_of_one_shape_in_turn_go_where_torchs_adam_goes(
     betas: tuple[float, float], made: list[Replayed]

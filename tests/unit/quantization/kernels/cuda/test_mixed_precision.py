@@ -35,6 +35,7 @@ def quantised(linear: nn.Linear) -> QuantizedLinear:
     return QuantizedLinear(AdditiveWeight(codes, codebooks, torch.rand(out) + 0.5), linear.bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("up_proj",), ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj")])
 def test_outputs_and_gradients_are_those_of_float32_but_for_rounding(
     monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
