@@ -72,8 +72,10 @@ def adam_m_step_triton(
     return values.to(centroids.dtype)
 
 
-def statistics_triton(vectors: Tensor, blocks: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """See `m_step.statistics`; vectors and blocks in float32, `size` from 16 to 256."""
+def statistics_triton(
+    vectors: Tensor, blocks: Tensor, codes: Tensor, size: int, row_weights: None = None
+) -> tuple[Tensor, Tensor]:
+    """See `m_step.statistics`; vectors and blocks in float32, `size` from 16 to 256, every row counting alike."""
     groups, _, group_size = vectors.shape
     ones = torch.ones(groups, device=vectors.device)
     pull = sums_by_code_triton(torch.bmm(vectors, blocks).flatten(1), ones, codes[..., None], size)[0].double()
