@@ -110,8 +110,8 @@ def rho(view: View) -> Layout:
     columns = (
         Column("num_codebooks", "M", 0),
         Column("capacity", "K^M", 0),
-        Column("rho_min", "rho, smallest layer", 2),
-        Column("rho_max", "rho, largest layer", 2),
+        Column("rho_min", "rho, smallest layer", significant=True),
+        Column("rho_max", "rho, largest layer", significant=True),
         Column("regime", "Regime", unit="text"),
     )
     rows = []
