@@ -18,7 +18,7 @@ from oaem.config.schema import Config, load
 from oaem.errors import UserError
 from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
 from oaem.presentation.pages import mean_and_deviation, rendered
-from oaem.presentation.spread import ratio_spread
+from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import interval
 from oaem.runtime.atomic import write_text
@@ -160,9 +160,8 @@ def page(template: Path, root: Path) -> str:
 
 
 def _over(one: Values, other: Values, stage: str, text: str) -> str:
-    found, before = (each.get((stage, text), {}) for each in (one, other))
-    ratios = [found[seed] / before[seed] for seed in sorted(found) if seed in before]
-    return interval(ratio_spread(ratios)) if ratios else NOT_RUN
+    ratios = paired_ratios(*(each.get((stage, text), {}) for each in (one, other)))
+    return interval(ratio_spread(list(ratios.values()))) if ratios else NOT_RUN
 
 
 def _place(configs: Mapping[str, Config]) -> dict[str, object]:

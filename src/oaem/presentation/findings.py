@@ -19,7 +19,7 @@ from oaem.config.schema import Config, load
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.pages import mean_and_deviation, rendered
-from oaem.presentation.spread import ratio_spread
+from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Rung, Trend, interval
 from oaem.runtime.atomic import write_text
@@ -75,8 +75,7 @@ class Numbers:
 
     def ratios(self, label: str, stage: str, text: str) -> dict[int, float]:
         """Greedy over OA-EM by seed."""
-        greedy, oaem = (self.by_seed(label, init, stage, text) for init in ("greedy", "oaem"))
-        return {seed: greedy[seed] / oaem[seed] for seed in sorted(greedy) if seed in oaem}
+        return paired_ratios(*(self.by_seed(label, init, stage, text) for init in ("greedy", "oaem")))
 
     def measured(self, label: str, stage: str) -> bool:
         """Whether there are pairs of runs at a stage."""
@@ -120,7 +119,7 @@ class Numbers:
     def severity(self, first: str, second: str) -> str:
         """The far ratio before PV-tuning in one case over that in another, paired by the seeds of both."""
         one, other = (self.ratios(label, "pre_pv", "boolq") for label in (first, second))
-        return interval(ratio_spread([one[seed] / other[seed] for seed in one if seed in other]))
+        return interval(ratio_spread(list(paired_ratios(one, other).values())))
 
     def across(self, first: str, second: str, init: str, stage: str, text: str) -> str:
         """Perplexity in one case over that in another, paired by the seeds of both."""
@@ -170,7 +169,7 @@ class Numbers:
 
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> list[float]:
         one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
-        return [one[seed] / other[seed] for seed in sorted(one) if seed in other]
+        return list(paired_ratios(one, other).values())
 
     def _error(self, label: str, init: str) -> float:
         return float(self._rows(label, metric="relative_error", init=init)["value"].mean())

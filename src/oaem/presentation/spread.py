@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +24,11 @@ class Spread:
     std: float | None = None
     low: float | None = None
     high: float | None = None
+
+
+def paired_ratios(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """`one` over `other` by the seeds that both have, the lowest first."""
+    return {seed: one[seed] / other[seed] for seed in sorted(one) if seed in other}
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from oaem.presentation.spread import Spread, ratio_spread
+from oaem.presentation.spread import Spread, paired_ratios, ratio_spread
 
 Ratios = Mapping[int, float]  # by seed
 
@@ -77,7 +77,7 @@ class Trend:
     def ends(self, stage: str, text: str) -> Spread:
         """The ratio at the largest rho over that at the smallest, paired by seed."""
         first, last = (rung.ratios[stage, text] for rung in (self.rungs[0], self.rungs[-1]))
-        return ratio_spread([last[seed] / first[seed] for seed in sorted(first) if seed in last])
+        return ratio_spread(list(paired_ratios(last, first).values()))
 
     def heavy(self) -> list[Rung]:
         """Rungs whose codebooks and scales take more bits than their codes."""

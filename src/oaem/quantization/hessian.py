@@ -25,8 +25,7 @@ class HessianAccumulator:
     @torch.no_grad()
     def update(self, inputs: Tensor) -> None:
         """Add inputs [..., in] of any floating-point dtype; UserError if they hold NaN or infinity."""
-        on_tensor_cores = self.total.is_cuda and inputs.dtype in HALVES
-        at_once = TOKENS_ON_TENSOR_CORES if on_tensor_cores else TOKENS_AT_ONCE
+        at_once = TOKENS_ON_TENSOR_CORES if _on_tensor_cores(self.total.device, inputs.dtype) else TOKENS_AT_ONCE
         for part in inputs.detach().flatten(0, -2).split(at_once):
             product = _symmetric_product(part.to(self.total.device))
             # Every bad input shows on the diagonal, which is cheaper to look at than the inputs.
@@ -49,9 +48,13 @@ class HessianAccumulator:
         return hessian
 
 
+def _on_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in HALVES
+
+
 def _symmetric_product(values: Tensor) -> Tensor:
     """X^T X [in, in] in float32 for X [n, in]; on the CPU the lower half in strips of columns, the upper from it."""
-    if values.is_cuda and values.dtype in HALVES:
+    if _on_tensor_cores(values.device, values.dtype):
         # A float32 holds the product of two such numbers, so only sums lose anything.
         return torch.mm(values.T, values, out_dtype=torch.float32)
     if values.is_cuda:
