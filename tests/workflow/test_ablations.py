@@ -75,7 +75,7 @@ def test_an_ablation_becomes_a_row_of_the_table(finished: Workflow, tmp_path: Pa
 @pytest.mark.parametrize(("name", "runs", "streams"), [("rounds-10", 3, 0), ("model-targets", 6, 3)])
 def test_the_documented_command_plans(tmp_path: Path, name: str, runs: int, streams: int) -> None:
     command = (ROOT / "docs/ablations.md").read_text(encoding="utf-8").partition("name=rounds-1\nsnakemake ")[2]
-    words = command.partition("\nmkdir")[0].replace("\\\n", " ").replace("$name", name).split()
+    words = command.partition("\npython ")[0].replace("\\\n", " ").replace("$name", name).split()
     places = [str(tmp_path / word) if word.startswith("results/ablations") else word for word in words]
     code, output = snakemake("-n", *places)
     assert code == 0, output
