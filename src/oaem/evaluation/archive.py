@@ -1,7 +1,8 @@
 """What of a results folder is published: `python -m oaem.evaluation.archive RESULTS TARGET`.
 
-TARGET gets metrics.csv, every measurement that is there, of a grid that was run in part, too; and manifests.json, by
-run or model: what made each measurement, and the checksums of the run's blocks with what made them. No weights.
+TARGET gets metrics.csv, every measurement that is there, of a grid that was run in part, too; exchange.csv and
+directions.csv, where runs were compared layer by layer (`inquiry` says what is in them); and manifests.json, by run or
+model: what made each of these, and the checksums of the run's blocks with what made them. No weights.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
+from oaem.evaluation.inquiry import TABLES, write_tables
 from oaem.evaluation.metrics import collect, write_csv
 from oaem.runtime.atomic import read_json, write_json
 
 
 def archive(results: Path, target: Path) -> int:
-    """Write both files of `target` and return the number of measurements.
+    """Write the files of `target` and return the number of measurements in its metrics.csv.
 
     UserError if `results` holds no measurement, a file in it is damaged, or `target` is there already: what is
     published does not change.
@@ -26,9 +28,7 @@ def archive(results: Path, target: Path) -> int:
     measured: dict[Path, dict[str, Any]] = {}
     for kind in ("models", "runs"):
         for path in sorted((results / kind).rglob("metrics/*.json")):
-            found = read_json(path)
-            if "metrics" in found:  # what else lies there has no rows: layers exchanged, directions of errors
-                measured[path] = found
+            measured[path] = read_json(path)
     if not measured:
         raise UserError(f"{results}: no measurements below {results}/runs or {results}/models; is it a results folder?")
     manifests: dict[str, dict[str, Any]] = {}
@@ -40,8 +40,13 @@ def archive(results: Path, target: Path) -> int:
         if checked.exists():
             whole = read_json(checked)
             subject["quantized"] = {key: whole[key] for key in ("fingerprint", "provenance", "sha256")}
-    table = collect(measured)
+    table = collect([path for path in measured if path.stem not in TABLES])
+    compared = {
+        kind: [row for path, found in measured.items() if path.stem == kind for row in found["metrics"]]
+        for kind in TABLES
+    }
     write_json(target / "manifests.json", manifests)
+    write_tables(target, compared)
     write_csv(target / "metrics.csv", table)
     return len(table)
 

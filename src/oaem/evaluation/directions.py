@@ -33,7 +33,7 @@ def error_directions(weight: Tensor, quantized: Tensor, hessian: Tensor) -> dict
     error in the first hundredth of eigenvectors and in the worst hundredth of rows (`error_share_…`); and the share of
     the inputs' energy in the very first eigenvector (`input_share_first_direction`). All in float64.
     """
-    return _by_direction(weight, quantized, *_decomposed(hessian))
+    return by_direction(weight, quantized, *_decomposed(hessian))
 
 
 def _decomposed(hessian: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,8 @@ def _decomposed(hessian: Tensor) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0).flip(0), vectors.flip(1)
 
 
-def _by_direction(weight: Tensor, quantized: Tensor, values: Tensor, vectors: Tensor) -> dict[str, float]:
+def by_direction(weight: Tensor, quantized: Tensor, values: Tensor, vectors: Tensor) -> dict[str, float]:
+    """`error_directions`, of a Hessian decomposed: eigenvalues [in], the largest first, eigenvectors [in, in]."""
     error = ((quantized - weight).double() @ vectors).square() * values
     energy = ((weight.double() @ vectors).square() * values).sum(0)
     directions, rows = (max(1, round(FEW * size)) for size in (len(values), len(weight)))
@@ -73,16 +74,16 @@ def measure_directions(
     prefix = family_of(load_config(folder)).blocks
     facts = {"sequences": len(tokens), "window": tokens.shape[1], "few": FEW}
     metrics = []
-    for index, name, weight, *directions in _unquantised(folder, tokens, dtype, device):
+    for index, name, weight, *directions in unquantised_linears(folder, tokens, dtype, device):
         for run, state in runs.items():
             quantized = dense_weight(state.linears[f"{prefix}.{index}.{name}"], device)
-            for metric, value in _by_direction(weight, quantized, *directions).items():
+            for metric, value in by_direction(weight, quantized, *directions).items():
                 row = Metric(run.model, "directions", name, metric, value, run, label=str(index), protocol=facts)
                 metrics.append(row)
     return metrics
 
 
-def _unquantised(
+def unquantised_linears(
     folder: Path, tokens: Tensor, dtype: torch.dtype, device: str
 ) -> Iterator[tuple[int, str, Tensor, Tensor, Tensor]]:
     """Block, name and weight [out, in] in float32 of each linear that quantisation replaces; its Hessian, decomposed.

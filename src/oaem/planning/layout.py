@@ -22,6 +22,9 @@ SUBJECT_PATTERN = rf"models/[^/]+|{RUN_PATTERN}"
 # Stages after PV-tuning, measured by one job, and the state of each in the folder pv/.
 PV_STAGES = {"post_pv": "best_test", "post_pv_validation": "best_validation", "post_pv_last": "last"}
 
+# What is asked of a run and its greedy partner together, each a file beside the run's own measurements.
+INQUIRIES = ("exchange", "directions", "error_exchange")
+
 
 def model_manifest(model: str) -> str:
     """The file that says the model folder is complete."""
@@ -143,6 +146,24 @@ def metric_files(config: Config) -> list[str]:
         if tunes(config):
             files[metric(run.path, "pv_tuning", "time")] = None
             files |= dict.fromkeys(metric(run.path, "post_pv", kind) for kind in _kinds(config, "post_pv", tasks))
+    return list(files)
+
+
+def inquiry_files(config: Config) -> list[str]:
+    """How every run differs from the greedy one of its grid point, in the grid or not, and what either is by itself.
+
+    Of a grid of greedy runs alone the first is asked for, which the job refuses: what fails while jobs are planned ends
+    in a traceback.
+    """
+    runs = config.runs()
+    files: dict[str, None] = {}
+    for run in [each for each in runs if each.init != "greedy"] or runs[:1]:
+        files[metric(f"models/{run.model}", "fp16", "perplexity")] = None
+        for each in (run, run.partner("greedy")):
+            files |= dict.fromkeys(
+                (metric(each.path, "quantization", "time"), metric(each.path, "pre_pv", "perplexity"))
+            )
+        files |= dict.fromkeys(f"{RESULTS}/{run.path}/metrics/{kind}.json" for kind in INQUIRIES)
     return list(files)
 
 

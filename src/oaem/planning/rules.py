@@ -40,6 +40,7 @@ RESOURCES: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "downstream": {"mem_mb": (4000, 32000), "runtime": (60, 120)},
     "layer_exchange": {"mem_mb": (4000, 48000), "runtime": (120, 120)},
     "error_directions": {"mem_mb": (4000, 32000), "runtime": (60, 60)},
+    "error_exchange": {"mem_mb": (5000, 64000), "runtime": (60, 60)},
     "pv_tune": {"mem_mb": (7000, 96000), "runtime": (120, 1200)},
 }
 

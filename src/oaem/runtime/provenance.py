@@ -34,6 +34,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "downstream": ("evaluation.downstream", "evaluation.stages"),
     "exchange": ("evaluation.exchange", "evaluation.stages"),
     "directions": ("evaluation.directions", "evaluation.stages"),
+    "error_exchange": ("evaluation.error_exchange", "evaluation.stages"),
 }
 # Rooms and modules on which no number depends: settings travel as values, the rest moves bytes about.
 PLUMBING = (
