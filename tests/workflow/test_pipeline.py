@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from oaem.config.schema import parse
+from oaem.evaluation.archive import archive
 from oaem.evaluation.metrics import load_metrics, read_csv
 from oaem.planning import layout
 from oaem.presentation.tables.build import build
@@ -52,8 +53,7 @@ def test_a_pair_of_runs_is_compared_layer_by_layer(finished: Workflow, tmp_path:
     workflow = finished.copied(tmp_path / "pair")
     oaem, greedy = sorted((run for run in parse(workflow.config).runs()), key=lambda run: run.init == "greedy")
     folder = workflow.folder / "results" / oaem.path / "metrics"
-    wanted = [f"results/{oaem.path}/metrics/{kind}.json" for kind in ("exchange", "directions")]
-    code, output = workflow.run(*wanted, fresh=("layer_exchange", "error_directions"))
+    code, output = workflow.run("inquire", fresh=("layer_exchange", "error_directions", "error_exchange"))
     assert code == 0, output
     rows = json.loads((folder / "exchange.json").read_text())["metrics"]
     parts = {json.loads(row["protocol"])["part"] for row in rows}
@@ -66,7 +66,14 @@ def test_a_pair_of_runs_is_compared_layer_by_layer(finished: Workflow, tmp_path:
         assert own == {row["dataset"]: row["value"] for row in unchanged if row["init"] == run.init}
     rows = json.loads((folder / "directions.json").read_text())["metrics"]
     assert len(rows) == 6 * 7 * 3 * 2
-    code, output = workflow.run(f"results/{greedy.path}/metrics/exchange.json")
+    rows = json.loads((folder / "error_exchange.json").read_text())["metrics"]
+    assert len(rows) == 5 * 2 * 2
+    archived = tmp_path / "archive"
+    archive(workflow.folder / "results", archived)
+    assert len(pd.read_csv(archived / "exchange.csv")) == (len(parts) + 5) * 2 * 2
+    assert len(pd.read_csv(archived / "directions.csv")) == 7 * 3 * 2
+    only_greedy = {"grid": [{**workflow.config["grid"][0], "init": ["greedy"]}]}
+    code, output = Workflow(workflow.folder, {**workflow.config, **only_greedy}).run("inquire")
     assert code != 0
     assert "runs are compared with the greedy one" in output
     assert "Traceback" not in output

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
-from oaem.evaluation.inquiry import TABLES, write_tables
+from oaem.evaluation.inquiry import FILES, write_tables
 from oaem.evaluation.metrics import collect, write_csv
 from oaem.runtime.atomic import read_json, write_json
 
@@ -40,10 +40,10 @@ def archive(results: Path, target: Path) -> int:
         if checked.exists():
             whole = read_json(checked)
             subject["quantized"] = {key: whole[key] for key in ("fingerprint", "provenance", "sha256")}
-    table = collect([path for path in measured if path.stem not in TABLES])
+    table = collect([path for path in measured if path.stem not in FILES])
     compared = {
         kind: [row for path, found in measured.items() if path.stem == kind for row in found["metrics"]]
-        for kind in TABLES
+        for kind in FILES
     }
     write_json(target / "manifests.json", manifests)
     write_tables(target, compared)

@@ -3,8 +3,9 @@
 They stand apart from metrics.csv, whose readers take every perplexity for a run's own and every layer error for one of
 the walk. Both open with the columns of the run; a value is of that run, whatever it was compared with.
 
-    exchange.csv    part        what came from the other run: nothing, a kind of linear, `block 7`
-                    from        the other run's initialisation
+    exchange.csv    part        what was replaced: nothing, a kind of linear, `block 7`; of all layers' errors those in
+                                `few directions`, in `other directions`, or their `size`
+                    from        where it came from: the other run's initialisation, or `unquantised`
                     dataset, role, label, perplexity, stderr, n     as in metrics.csv; the text is its pre_pv's there
     directions.csv  block, linear, and the measures of `directions.error_directions`
                     sequences, window, few      the calibration tokens, and the share of directions that counts as few
@@ -13,7 +14,7 @@ the walk. Both open with the columns of the run; a value is of that run, whateve
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +23,22 @@ from oaem.evaluation.metrics import RUN_COLUMNS, write_csv
 if TYPE_CHECKING:
     import pandas as pd
 
+FILES = ("exchange", "error_exchange", "directions")
+"""The measurements of two runs together, by the names of their files without ending."""
 Rows = Sequence[Mapping[str, Any]]
 
 
 def write_tables(target: Path, found: Mapping[str, Rows]) -> None:
-    """Write both tables into a folder; found: rows by kind, in any order. A table without rows is left out."""
-    for kind, rows in found.items():
-        if rows:
-            write_csv(target / f"{kind}.csv", TABLES[kind](rows))
+    """Write the tables that there are rows for; found: rows by FILES, in any order."""
+    exchanged = [*found["exchange"], *found["error_exchange"]]
+    if exchanged:
+        write_csv(target / "exchange.csv", exchange_table(exchanged))
+    if found["directions"]:
+        write_csv(target / "directions.csv", directions_table(found["directions"]))
 
 
 def exchange_table(rows: Rows) -> pd.DataFrame:
-    """One row a part, text and run; rows: those of every exchange.json."""
+    """One row a part, text and run; rows: those of every exchange.json and error_exchange.json."""
     frame = _frame(rows, ["part", "from"]).rename(columns={"value": "perplexity"})
     columns = [*RUN_COLUMNS, "part", "from", "dataset", "role", "label", "perplexity", "stderr", "n"]
     return frame[columns].sort_values(RUN_COLUMNS, kind="stable", ignore_index=True)
@@ -57,7 +62,3 @@ def _frame(rows: Rows, facts: Sequence[str]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     protocols = [json.loads(protocol) for protocol in frame["protocol"]]
     return frame.assign(**{fact: [protocol[fact] for protocol in protocols] for fact in facts})
-
-
-TABLES: Mapping[str, Callable[[Rows], pd.DataFrame]] = {"exchange": exchange_table, "directions": directions_table}
-"""By the name, without ending, of the files that lie beside a run's own measurements."""

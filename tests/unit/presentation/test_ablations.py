@@ -29,6 +29,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "less-text": {"calibration": {"windows": 32}},
     "model-targets": {"block_tuning": {"targets": "unquantized_model"}},
     "more-text": {"calibration": {"windows": None}},
+    "no-block-tuning": {"block_tuning": {"epochs": 0}},
     "nothing": {},
     "original-inputs": {"inputs": "original"},
     "rounds-1": {"oaem": {"rounds": 1}},
