@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from oaem.config.axes import GeometrySpec, GridEntry
 from oaem.config.files import amended, read
@@ -33,6 +33,17 @@ from oaem.errors import UserError
 
 Role = Literal["in_domain", "near", "far", "extra"]
 MAX_GRID = 10_000
+
+
+def _several(folders: Any) -> Any:
+    """One folder is a list of one."""
+    if folders in ([], ()):
+        raise ValueError("an empty list; name a folder, or leave the key out to compute")
+    return [folders] if isinstance(folders, str) else folders
+
+
+OneOrMore = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Folders = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=OneOrMore)]
 
 
 class Corpus(Settings):
@@ -202,8 +213,10 @@ class Config(Settings):
     pv: PVTuning | None = Field(None, description="PV-tuning; null leaves it out.")
     evaluation: Evaluation
     grid: tuple[GridEntry, ...] = Field(min_length=1, description="The runs: a list of products of axes.")
-    from_archive: str | None = Field(
-        None, description="Folder with a metrics.csv: tables and figures are rebuilt from it, and nothing is computed."
+    from_archive: Folders | None = Field(
+        None,
+        description="A folder with a metrics.csv, or several: tables and figures are rebuilt from it, and nothing is "
+        "computed. Of what several measured, the first one's stands.",
     )
 
     @model_validator(mode="after")

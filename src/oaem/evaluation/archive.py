@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
-from oaem.evaluation.metrics import collect, write_csv
+from oaem.measurements.table import of_rows, write_csv
 from oaem.runtime.atomic import read_json, write_json
 
 
@@ -40,7 +40,7 @@ def archive(results: Path, target: Path) -> int:
         if checked.exists():
             whole = read_json(checked)
             subject["quantized"] = {key: whole[key] for key in ("fingerprint", "provenance", "sha256")}
-    table = collect(measured)
+    table = of_rows(row for found in measured.values() for row in found["metrics"])
     write_json(target / "manifests.json", manifests)
     write_csv(target / "metrics.csv", table)
     return len(table)

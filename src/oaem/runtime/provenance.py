@@ -44,6 +44,7 @@ PLUMBING = (
     "config.grid",
     "errors",
     "evaluation.metrics",
+    "measurements",
     "models.hub",
     "models.hub_files",
     "planning",
