@@ -6,6 +6,7 @@ count through the codebooks of all of them, so every pass over codes takes one l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,37 +53,56 @@ class SharedInput:
     def _products(self, inputs: Tensor) -> tuple[Tensor, ...]:
         if len(self.linears) == 1:
             (linear,) = self.linears
-            return (_multiply(inputs, self.codes, linear.codebooks[None], linear.row_scales, self.order),)
+            return _multiply(inputs, self.codes, linear.codebooks[None], linear.row_scales, self.order, self.sizes)
         codebooks = torch.stack([linear.codebooks for linear in self.linears])
         row_scales = torch.cat([linear.row_scales for linear in self.linears])
-        return _multiply(inputs, self.codes, codebooks, row_scales, self.order).split(self.sizes, -1)
+        return _multiply(inputs, self.codes, codebooks, row_scales, self.order, self.sizes)
 
 
-def _multiply(*arguments: Any) -> Tensor:
-    product: Tensor = _QuantizedProduct.apply(*arguments)
-    return product
+def _multiply(*arguments: Any) -> tuple[Tensor, ...]:
+    products: tuple[Tensor, ...] = _QuantizedProduct.apply(*arguments)
+    return products
 
 
 class _QuantizedProduct(torch.autograd.Function):
-    """inputs bfloat16 [..., in] by an additive weight, its codebooks [linears, M, K, g] -> bfloat16 [..., out]."""
+    """inputs bfloat16 [..., in] by an additive weight, its codebooks [linears, M, K, g] -> bfloat16 [..., sizes]."""
 
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, codes: Tensor, codebooks: Tensor, row_scales: Tensor, order: SortedCodes
-    ) -> Tensor:
+        ctx: Any,
+        inputs: Tensor,
+        codes: Tensor,
+        codebooks: Tensor,
+        row_scales: Tensor,
+        order: SortedCodes,
+        sizes: list[int],
+    ) -> tuple[Tensor, ...]:
         half = dequantize_triton(codes, codebooks, row_scales, torch.bfloat16)
         ctx.save_for_backward(inputs, half, codes, codebooks, row_scales)
         ctx.order = order
-        return inputs @ half.T
+        return (inputs @ half.T).split(sizes, -1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None, None]:
         inputs, half, codes, codebooks, row_scales = ctx.saved_tensors
+        gradient = side_by_side(gradients)
         dense = weight_gradient(gradient, inputs)
         slopes = scale_gradients_triton(dense, codes, codebooks, row_scales)
         tables = ctx.order.sums(dense, row_scales).view_as(codebooks)
-        return gradient @ half, None, tables, slopes, None
+        return gradient @ half, None, tables, slopes, None, None
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """`parts` [..., out of each] as one [..., out]: a view where they lie in memory just so, else a copy."""
+    rows, columns = [part.flatten(0, -2) for part in parts], sum(part.shape[-1] for part in parts)
+    first, place = rows[0], rows[0].storage_offset()
+    for part in rows:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.storage_offset() != place or part.stride() != (columns, 1):
+            return torch.cat(tuple(parts), -1)
+        place += part.shape[1]
+    return first.as_strided((len(first), columns), (columns, 1)).view(*parts[0].shape[:-1], columns)
 
 
 def weight_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 pytest.importorskip("tests.unit.interpreter")
 
 from oaem.quantization.kernels.cuda import quantized_product
+from oaem.quantization.kernels.cuda.gated import gated
 from oaem.quantization.kernels.cuda.mixed_precision import quantized_linears
-from oaem.quantization.kernels.cuda.quantized_product import SharedInput
+from oaem.quantization.kernels.cuda.quantized_product import SharedInput, side_by_side
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
 from tests.unit.interpreter import randn
@@ -71,6 +72,42 @@ def test_they_are_multiplied_once_and_other_calls_are_right_all_the_same(monkeyp
     assert count == [8, 8]
     for index, inputs in ((0, first), (0, first), (1, second), (0, first), (0, second), (1, second)):
         check(index, inputs)
+
+
+def test_parts_of_one_tensor_are_taken_as_they_lie() -> None:
+    whole = randn(2, 3, 10)
+    parts = whole.split([4, 5, 1], -1)
+    joined = side_by_side(parts)
+    assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
+    assert side_by_side([whole]).data_ptr() == whole.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "order", [(1, 0, 2), (0, 2), (0, 0, 1), (1, 2)], ids=["turned", "a gap", "twice", "without the first"]
+)
+def test_other_parts_are_copied(order: tuple[int, ...]) -> None:
+    whole = randn(2, 3, 10)
+    parts = [whole.split([4, 4, 2], -1)[index] for index in order]
+    joined = side_by_side(parts)
+    assert torch.equal(joined, torch.cat(parts, -1)) and joined.data_ptr() != whole.data_ptr()
+    apart = [part.clone() for part in parts]
+    assert torch.equal(side_by_side(apart), torch.cat(parts, -1))
+
+
+def test_the_gradients_of_a_gate_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made where the gradient of the one product of gate and up is read."""
+    found = []
+    take = quantized_product.side_by_side
+    monkeypatch.setattr(
+        quantized_product,
+        "side_by_side",
+        lambda parts: found.append((parts[0].data_ptr(), take(parts))) or found[-1][1],
+    )
+    linears = [quantised(12), quantised(12)]
+    shared, inputs = SharedInput(linears), randn(1, 6, COLUMNS).bfloat16()
+    gated(shared.forward(0, inputs), shared.forward(1, inputs)).sum().backward()
+    ((first, joined),) = found
+    assert joined.shape == (1, 6, 24) and joined.data_ptr() == first
 
 
 class Attention(nn.Module):
