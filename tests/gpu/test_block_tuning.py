@@ -192,6 +192,6 @@ def test_the_squared_error_and_its_gradient() -> None:
     expected = (exact - target.double()).square().mean()
     expected.backward()
     error, gradient = squared_error_triton(output, target)
-    torch.testing.assert_close(error.double(), expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(error, expected.detach(), rtol=1e-6, atol=0)
     torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-6, atol=1e-9)
     assert all(map(torch.equal, (error, gradient), squared_error_triton(output, target)))

@@ -86,7 +86,7 @@ def _stepper(
 
 @fast_path("cuda", "oaem.quantization.kernels.cuda.squared_error:backward_squared_error_triton")
 def backward_squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Add the gradients of the mean squared error to everything that `output` comes from; returns the error, float32.
+    """Add the gradients of the mean squared error to everything that `output` comes from; returns the error, a scalar.
 
     output: float32 with a gradient. target: floating point of the same shape.
     """
