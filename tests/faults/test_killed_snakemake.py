@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from oaem.evaluation.metrics import read_csv
+from oaem.measurements.table import read_csv
 from tests.faults.pipeline import RUN, Pipeline
 from tests.reliability import SAME
 from tests.workflow.conftest import Workflow

@@ -21,6 +21,7 @@ from oaem.quantization.kernels.cuda.attention import causal_attention
 from oaem.quantization.kernels.cuda.gated import gated
 from oaem.quantization.kernels.cuda.rms_norm import rms_norm
 from oaem.quantization.kernels.cuda.rotary import rotary, rotate
+from oaem.quantization.kernels.cuda.squared_error import squared_error_triton
 from oaem.quantization.linear import QuantizedLinear
 
 pytestmark = [
@@ -181,3 +182,16 @@ def test_the_norm_and_its_gradients(shape: tuple[int, ...]) -> None:
     for ours, wanted in zip(gradients, exact_gradients, strict=True):
         assert float((ours - wanted).norm() / wanted.norm()) < 1e-6
     assert all(map(torch.equal, gradients, torch.autograd.grad(found, (inputs, weight), incoming)))
+
+
+def test_the_squared_error_and_its_gradient() -> None:
+    draws = torch.Generator("cuda").manual_seed(0)
+    output, target = (torch.randn(1, 700, 3072, generator=draws, device="cuda") for _ in range(2))
+    target = target.bfloat16()
+    exact = output.double().requires_grad_()
+    expected = (exact - target.double()).square().mean()
+    expected.backward()
+    error, gradient = squared_error_triton(output, target)
+    torch.testing.assert_close(error, expected.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-6, atol=1e-9)
+    assert all(map(torch.equal, (error, gradient), squared_error_triton(output, target)))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from oaem.evaluation.metrics import read_csv
+from oaem.measurements.table import read_csv
 from tests.faults.pipeline import Pipeline, process_of
 from tests.slurm.cluster import command, wait_until
 from tests.slurm.conftest import RANGE, RUN, Submission

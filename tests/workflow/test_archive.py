@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,9 +12,12 @@ import pandas as pd
 import pytest
 
 from oaem.config.schema import load
-from oaem.evaluation.metrics import write_csv
+from oaem.measurements.table import read_csv, write_csv
 from tests.unit.presentation.paper_metrics import invented
 from tests.workflow.conftest import ROOT, snakemake
+
+README = ROOT / "archive/README.md"
+EVIDENCE, SWEEP = ROOT / "archive/evidence-2026-11-25", ROOT / "archive/rho-sweep-2026-11-25"
 
 
 def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml", fresh: Collection[str] = ()) -> tuple[int, str]:
@@ -47,19 +53,30 @@ def test_the_stored_run_of_the_embedded_grid_fills_its_tables(tmp_path: Path) ->
     assert filled == [f"results/tables/table{number}.csv" for number in (*range(1, 12), 16)]
 
 
-def test_an_archive_that_is_no_metrics_table_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
-    code, output = rebuild(tmp_path, "results/tables/table1.csv", "--config", f"from_archive={tmp_path}")
+def test_archives_that_are_none_are_refused_before_any_job(tmp_path: Path) -> None:
+    """Every fault of every piece at once."""
+    for name in ("broken", "results"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken/metrics.csv").write_text("model,b\n1,2\n")
+    shutil.copy(EVIDENCE / "metrics.csv", tmp_path / "results")
+    (tmp_path / "again").symlink_to(EVIDENCE)
+    folders = json.dumps([str(EVIDENCE), "broken", "again", "results", "absent"])
+    code, output = rebuild(tmp_path, "results/tables/table1.csv", "--config", f"from_archive={folders}")
     assert code != 0
-    assert "not a metrics table" in output
+    for told in (
+        "from_archive: broken/metrics.csv is not a metrics table, it lacks the columns geometry, bpp",
+        f"from_archive: again is the folder {EVIDENCE} again; name it once",
+        "from_archive: results is where metrics.csv is about to be written; make an archive of it first",
+        "from_archive: absent holds no metrics.csv",
+    ):
+        assert told in output, output
     assert "Traceback" not in output
+    assert not (tmp_path / "logs").exists(), "a job has started"
 
 
 def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
     """Tables, figures, claims and report of three seeds; what was not run is said, never filled."""
-    code, output = rebuild(
-        tmp_path, "--config", f"from_archive={ROOT / 'archive/evidence-2026-11-25'}", config="evidence.yaml"
-    )
+    code, output = rebuild(tmp_path, "--config", f"from_archive={EVIDENCE}", config="evidence.yaml")
     assert code == 0, output
     second = pd.read_csv(tmp_path / "results/tables/table2.csv").set_index("init")
     assert second["post_pv_std"].notna().all()
@@ -74,19 +91,31 @@ def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
     assert (tmp_path / "results/figures/seeds.svg").exists()
 
 
-def test_the_sweep_of_rho_is_rebuilt(tmp_path: Path) -> None:
-    stored = ROOT / "archive/rho-sweep-2026-11-25"
+def test_the_sweep_of_rho_is_rebuilt_from_two_pieces(tmp_path: Path) -> None:
+    """By the command of archive/README.md: 8 over 8 from the one, 6 over 6 and 4 over 4 from the other."""
+    command = re.search(r"^snakemake .*rho-sweep.yaml .*(from_archive=)'(.*)'$", README.read_text("utf-8"), re.M)
+    assert command is not None
+    pieces = [ROOT / folder for folder in json.loads(command[2])]
+    assert [piece.name for piece in pieces] == [EVIDENCE.name, SWEEP.name]
     wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
-    archive = f"from_archive={stored}"
-    code, output = rebuild(tmp_path, *wanted, "--config", archive, config="rho-sweep.yaml", fresh=("figure", "table"))
+    archives = command[1] + json.dumps([str(piece) for piece in pieces])
+    code, output = rebuild(tmp_path, *wanted, "--config", archives, config="rho-sweep.yaml", fresh=("figure", "table"))
     assert code == 0, output
     table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
     assert len(table) == 5 * 2 * 3
-    metrics = pd.read_csv(stored / "metrics.csv")
-    for init in ("greedy", "oaem"):
-        rows = metrics[(metrics.geometry == "2bpp-2x4g4") & (metrics.stage == "pre_pv") & (metrics.init == init)]
-        shown = table.loc[("2bpp-2x4g4", "before PV", "Wikipedia"), f"{init}_ours"]
-        assert shown == pytest.approx(rows[rows.dataset == "boolq"]["value"].mean(), abs=1e-6)
+    for geometry, piece in (("2bpp-2x8g8", EVIDENCE), ("2bpp-2x6g6", SWEEP), ("2bpp-2x4g4", SWEEP)):
+        metrics = pd.read_csv(piece / "metrics.csv")
+        rows = metrics[(metrics.geometry == geometry) & metrics.seed.isin([42, 43]) & (metrics.dataset == "boolq")]
+        assert not rows.empty
+        for words, stage in (("before PV", "pre_pv"), ("after PV", "post_pv")):
+            for init in ("greedy", "oaem"):
+                mean = rows[(rows.stage == stage) & (rows.init == init) & (rows.metric == "perplexity")]["value"].mean()
+                shown = table.loc[(geometry, words, "Wikipedia"), f"{init}_ours"]
+                assert shown == pytest.approx(mean, abs=1e-6)
+    complete = table[table["missing"].isna()].index.get_level_values("geometry")
+    assert set(complete) == {"2bpp-2x8g8", "2bpp-2x6g6", "2bpp-2x4g4"}
     silent = table[table["ratio_ours"].isna()]
     assert silent["missing"].str.contains("ratio: not run").all()
     assert (tmp_path / wanted[1]).exists()
+    united = read_csv(tmp_path / "results/metrics.csv")
+    assert len(united) == sum(len(pd.read_csv(piece / "metrics.csv")) for piece in pieces), "they share none"

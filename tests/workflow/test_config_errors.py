@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.workflow.conftest import Workflow
+from tests.workflow.conftest import ROOT, Workflow
 
 Config = dict[str, Any]
 
@@ -29,6 +29,7 @@ def at(path: str, value: Any) -> Callable[[Config], None]:
 
 
 del_ = object()
+STORED = str(ROOT / "archive/evidence-2026-11-25")
 FAULTS: dict[str, tuple[Callable[[Config], None], list[str]]] = {
     "unknown key at the top": (at("modles", {}), ["modles", "unknown key"]),
     "unknown key inside": (at("quantization.beam", 3), ["quantization.beam", "unknown key"]),
@@ -60,7 +61,11 @@ FAULTS: dict[str, tuple[Callable[[Config], None], list[str]]] = {
     "a corpus folder that is not there": (at("corpora.test.path", "/no/such"), ["corpora.test.path", "/no/such"]),
     "a hub model without a repository": (at("models.tiny.source", "hub"), ["models.tiny", "'repo'"]),
     "a model of unknown depth": (at("models.tiny.blocks", None), ["models.tiny.blocks", "missing"]),
-    "an archive that is not there": (at("from_archive", "/no/such"), ["from_archive", "metrics.csv"]),
+    "an archive that is not there": (at("from_archive", "/no/such"), ["from_archive: /no/such holds no metrics.csv"]),
+    "one of several that is not there": (at("from_archive", [STORED, "/no/such"]), ["/no/such holds no metrics.csv"]),
+    "an archive named twice": (at("from_archive", [STORED, STORED]), ["from_archive", STORED, "name it once"]),
+    "no archive at all": (at("from_archive", []), ["from_archive: an empty list; name a folder, or leave the key out"]),
+    "an archive that is no folder": (at("from_archive", [{"a": 1}]), ["from_archive.0", "{'a': 1}"]),
     "groups that do not divide": (at("geometries.2.group_size", 7), ["group_size", "7", "48"]),
     "jobs of no block": (at("quantization.blocks_per_job", 0), ["blocks_per_job"]),
 }

@@ -14,7 +14,8 @@ import pytest
 
 from oaem.config.schema import parse
 from oaem.evaluation.archive import archive
-from oaem.evaluation.metrics import load_metrics, read_csv
+from oaem.evaluation.metrics import load_metrics
+from oaem.measurements.table import read_csv
 from oaem.planning import layout
 from oaem.presentation.tables.build import build
 from tests.faults.pipeline import Pipeline

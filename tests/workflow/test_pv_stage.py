@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from oaem.evaluation.metrics import read_csv
+from oaem.measurements.table import read_csv
 from tests.workflow.conftest import Workflow
 
 TARGETS = ("results/metrics.csv", "results/tables/table2.csv")

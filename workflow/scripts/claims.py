@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from oaem.config.schema import parse
-from oaem.evaluation.metrics import load_metrics, write_csv
+from oaem.evaluation.metrics import load_metrics
+from oaem.measurements.table import write_csv
 from oaem.presentation.claims.claims import build
 from oaem.runtime.jobs import run_job
 

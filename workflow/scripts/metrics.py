@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from oaem.evaluation.metrics import load_metrics, write_csv
+from oaem.evaluation.metrics import load_metrics
+from oaem.measurements.table import write_csv
 from oaem.runtime.jobs import run_job
 
 

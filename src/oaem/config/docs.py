@@ -41,7 +41,7 @@ Recipes (another model, corpus, bit rate, initialisation) are in [docs/extending
 
 # Every key
 
-Generated from `schema.py`, `model_source.py` and `settings.py` in `src/oaem/config` by
+Generated from `schema.py`, `axes.py`, `model_source.py` and `settings.py` in `src/oaem/config` by
 `python -m oaem.config.docs config`.
 """
 

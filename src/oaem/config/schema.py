@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import reduce
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from oaem.config.axes import GeometrySpec, GridEntry
 from oaem.config.files import amended, read
-from oaem.config.geometry import Geometry
 from oaem.config.grid import Run
 from oaem.config.model_source import Digest, ModelSource, Name, Repo, Revision
 from oaem.config.settings import (
@@ -34,6 +33,17 @@ from oaem.errors import UserError
 
 Role = Literal["in_domain", "near", "far", "extra"]
 MAX_GRID = 10_000
+
+
+def _several(folders: Any) -> Any:
+    """One folder is a list of one."""
+    if folders in ([], ()):
+        raise ValueError("an empty list; name a folder, or leave the key out to compute")
+    return [folders] if isinstance(folders, str) else folders
+
+
+OneOrMore = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Folders = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=OneOrMore)]
 
 
 class Corpus(Settings):
@@ -185,46 +195,6 @@ class PVTuning(Settings):
         return self
 
 
-class SearchBudget(Settings):
-    """One point of the search axis: beam width b and the epoch limit e."""
-
-    beam_width: Annotated[int, Field(gt=0, le=64)]
-    max_epochs: PositiveInt
-
-
-class GridEntry(Settings):
-    """A block of the grid: the product of its axes."""
-
-    model: Name
-    bpp: tuple[Name, ...] = Field(min_length=1, description="Keys of `geometries`.")
-    init: tuple[Name, ...] = Field(
-        min_length=1, description="Initialisations: greedy, oaem, oaem_exact or a plug-in's."
-    )
-    search: tuple[SearchBudget, ...] = Field(min_length=1)
-    seeds: tuple[Count, ...] = Field((42,), min_length=1)
-    downstream: bool = Field(True, description="Zero-shot tasks on these runs, where evaluation.downstream has any.")
-
-    def has(self, run: Run, geometries: Mapping[str, GeometrySpec]) -> bool:
-        """Whether `run` is one of this entry's."""
-        search = SearchBudget(beam_width=run.beam_width, max_epochs=run.max_epochs)
-        rates = [geometries[bpp].geometry for bpp in self.bpp]
-        named = run.model == self.model and run.init in self.init and run.seed in self.seeds
-        return named and search in self.search and run.geometry in rates
-
-
-class GeometrySpec(Settings):
-    """A codebook geometry; its rate is num_codebooks * nbits / group_size."""
-
-    num_codebooks: Annotated[int, Field(gt=0, le=16)]
-    nbits: Annotated[int, Field(gt=0, le=16)]
-    group_size: Annotated[int, Field(gt=0, le=64)]
-
-    @property
-    def geometry(self) -> Geometry:
-        """The same as the maths and the results paths know it."""
-        return Geometry(self.num_codebooks, self.nbits, self.group_size)
-
-
 class Config(Settings):
     """A whole configuration."""
 
@@ -243,8 +213,10 @@ class Config(Settings):
     pv: PVTuning | None = Field(None, description="PV-tuning; null leaves it out.")
     evaluation: Evaluation
     grid: tuple[GridEntry, ...] = Field(min_length=1, description="The runs: a list of products of axes.")
-    from_archive: str | None = Field(
-        None, description="Folder with a metrics.csv: tables and figures are rebuilt from it, and nothing is computed."
+    from_archive: Folders | None = Field(
+        None,
+        description="A folder with a metrics.csv, or several: tables and figures are rebuilt from it, and nothing is "
+        "computed. Of what several measured, the first one's stands.",
     )
 
     @model_validator(mode="after")
@@ -264,7 +236,7 @@ class Config(Settings):
                 _known(f"models.{name}.expected_perplexity", dataset, domains, "evaluation.perplexity")
         for key, text in sets.items():
             _known(f"{key}.corpus", text.corpus, self.corpora, "corpora")
-        if sum(_size(entry) for entry in self.grid) > MAX_GRID:
+        if sum(entry.size for entry in self.grid) > MAX_GRID:
             raise ValueError(f"grid: more than {MAX_GRID} runs; split it into several configurations")
         return self
 
@@ -275,21 +247,12 @@ class Config(Settings):
 
     def runs(self) -> list[Run]:
         """Every run of the grid once, in the order of the configuration."""
-        points: dict[Run, None] = {}
-        for entry in self.grid:
-            for bpp, search, init, seed in product(entry.bpp, entry.search, entry.init, entry.seeds):
-                geometry = self.geometries[bpp].geometry
-                points[Run(entry.model, geometry, init, search.beam_width, search.max_epochs, seed)] = None
-        return list(points)
+        return list(dict.fromkeys(run for entry in self.grid for run in entry.runs(self.geometries)))
 
 
 def _known(key: str, value: str, known: Mapping[str, Any], where: str) -> None:
     if value not in known:
         raise ValueError(f"{key}: {value!r} is not among {where} ({', '.join(sorted(known))})")
-
-
-def _size(entry: GridEntry) -> int:
-    return len(entry.bpp) * len(entry.init) * len(entry.search) * len(entry.seeds)
 
 
 def parse(values: Mapping[str, Any], origin: str = "configuration") -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 
 from oaem.errors import UserError
 from oaem.evaluation.inquiry import FILES, write_tables
-from oaem.evaluation.metrics import collect, write_csv
+from oaem.measurements.table import of_rows, write_csv
 from oaem.runtime.atomic import read_json, write_json
 
 
@@ -40,11 +40,11 @@ def archive(results: Path, target: Path) -> int:
         if checked.exists():
             whole = read_json(checked)
             subject["quantized"] = {key: whole[key] for key in ("fingerprint", "provenance", "sha256")}
-    table = collect([path for path in measured if path.stem not in FILES])
     compared = {
         kind: [row for path, found in measured.items() if path.stem == kind for row in found["metrics"]]
         for kind in FILES
     }
+    table = of_rows(row for path, found in measured.items() if path.stem not in FILES for row in found["metrics"])
     write_json(target / "manifests.json", manifests)
     write_tables(target, compared)
     write_csv(target / "metrics.csv", table)

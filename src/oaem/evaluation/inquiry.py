@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oaem.evaluation.metrics import RUN_COLUMNS, write_csv
+from oaem.measurements.table import RUN_COLUMNS, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,17 +1,4 @@
-"""One JSON a measurement; their union is `results/metrics.csv`, the only thing that tables, figures and claims read.
-
-Columns of the table (one row a measurement):
-
-    model, geometry, bpp, init, beam_width, max_epochs, seed
-        the run; geometry, init and the rest are empty for the unquantised model
-    stage       fp16 | pre_pv | post_pv | post_pv_validation | post_pv_last | quantization | pv_tuning | layers
-    dataset     what was measured on, for example wikitext2, c4, c4_new, arc_challenge; for times the phase
-    role        in_domain | near | far for text domains, task for downstream tasks, empty otherwise
-    label       the name that tables print for the dataset
-    metric      perplexity | acc | acc_norm | seconds | rho | relative_error | bytes ...
-    value, stderr, n
-    protocol    JSON: dataset, split, revision, window, variant, tokens, dtype, device, library versions
-"""
+"""What a measurement is. Those made together are one JSON file; the union of all is results/metrics.csv."""
 
 from __future__ import annotations
 
@@ -24,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from oaem.config.grid import Run
 from oaem.errors import UserError
-from oaem.runtime.atomic import read_json, write_json, write_text
+from oaem.measurements.table import COLUMNS, RUN_COLUMNS, joined, of_rows, read_csv
+from oaem.runtime.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RUN_COLUMNS = ["model", "geometry", "bpp", "init", "beam_width", "max_epochs", "seed"]
-COLUMNS = [*RUN_COLUMNS, "stage", "dataset", "role", "label", "metric", "value", "stderr", "n", "protocol"]
 
 
 @dataclass(frozen=True)
@@ -78,33 +63,11 @@ def write_metrics(path: Path | str, metrics: Iterable[Metric], provenance: Mappi
 
 
 def collect(paths: Iterable[Path | str]) -> pd.DataFrame:
-    """The union of the measurements in `paths`, sorted, one row a measurement."""
-    import pandas as pd
-
-    rows = [row for path in paths for row in read_json(path)["metrics"]]
-    frame = pd.DataFrame(rows, columns=COLUMNS)
-    return frame.sort_values([*RUN_COLUMNS, "stage", "dataset", "metric"], na_position="first", ignore_index=True)
-
-
-def read_csv(path: Path | str) -> pd.DataFrame:
-    """metrics.csv as a frame; UserError if a column is missing."""
-    import pandas as pd
-
-    frame = pd.read_csv(path, keep_default_na=True)
-    missing = [column for column in COLUMNS if column not in frame.columns]
-    if missing:
-        raise UserError(f"{path}: not a metrics table, it lacks the columns {', '.join(missing)}.")
-    for column in ("role", "label", "dataset"):
-        frame[column] = frame[column].fillna("")
-    return frame
+    """The union of the measurements in the JSON files `paths`, sorted, one row a measurement."""
+    return of_rows(row for path in paths for row in read_json(path)["metrics"])
 
 
 def load_metrics(paths: Iterable[Path | str]) -> pd.DataFrame:
-    """The measurements in `paths`: JSON files, or one metrics.csv (of an archive, or made before)."""
+    """The measurements in `paths`: JSON files, or metrics.csv as made before, of one archive or several, joined."""
     files = [str(path) for path in paths]
-    return read_csv(files[0]) if len(files) == 1 and files[0].endswith(".csv") else collect(files)
-
-
-def write_csv(path: Path | str, frame: pd.DataFrame) -> None:
-    """Write `frame` as CSV, atomically, with numbers in full."""
-    write_text(path, frame.to_csv(index=False))
+    return joined(map(read_csv, files)) if any(name.endswith(".csv") for name in files) else collect(files)

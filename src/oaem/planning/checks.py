@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from oaem.config.licences import licence_refusal
 from oaem.config.schema import Config, parse
 from oaem.errors import UserError
+from oaem.measurements.table import lacking
 from oaem.planning import layout, shapes
 from oaem.planning.rules import ranks
 from oaem.quantization.initialisations import known_initialisations
@@ -30,8 +31,7 @@ def checked(values: Mapping[str, Any]) -> Config:
     """The validated configuration, with all that can be checked before any job; UserError with every fault found."""
     config = parse(values)
     faults = [*_unknown_initialisations(config), *_missing_folders(config), *_unplanned_models(config)]
-    if config.from_archive is None:
-        faults += _unfit_models(config)
+    faults += _unfit_models(config) if config.from_archive is None else _unfit_archives(config.from_archive)
     if faults:
         raise UserError("configuration:\n" + "\n".join(f"  {fault}" for fault in faults))
     return config
@@ -84,10 +84,7 @@ def _unknown_initialisations(config: Config) -> list[str]:
 def _missing_folders(config: Config) -> list[str]:
     named = {f"models.{name}.path": model.path for name, model in config.models.items() if model.source == "folder"}
     named |= {f"corpora.{name}.path": text.path for name, text in config.corpora.items() if text.source == "folder"}
-    faults = [f"{key}: no such folder: {path}" for key, path in named.items() if not Path(str(path)).is_dir()]
-    if config.from_archive is not None and not (Path(config.from_archive) / "metrics.csv").is_file():
-        faults.append(f"from_archive: {config.from_archive} holds no metrics.csv")
-    return faults
+    return [f"{key}: no such folder: {path}" for key, path in named.items() if not Path(str(path)).is_dir()]
 
 
 def _unplanned_models(config: Config) -> list[str]:
@@ -114,6 +111,27 @@ def _unfit_models(config: Config) -> list[str]:
         if said is not None and shape.blocks not in (None, said):
             faults.append(f"models.{name}.blocks: {said}, but the model has {shape.blocks} blocks")
     return list(dict.fromkeys(faults))
+
+
+def _unfit_archives(folders: Sequence[str]) -> list[str]:
+    faults = []
+    known: dict[Path, str] = {}
+    for folder in folders:
+        file = Path(folder) / "metrics.csv"
+        place = file.resolve()
+        if place in known:
+            faults.append(f"from_archive: {folder} is the folder {known[place]} again; name it once")
+        elif not file.is_file():
+            faults.append(f"from_archive: {folder} holds no metrics.csv")
+        elif place == Path(layout.RESULTS, "metrics.csv").resolve():
+            faults.append(
+                f"from_archive: {folder} is where metrics.csv is about to be written; make an archive of it first: "
+                f"python -m oaem.evaluation.archive {folder} archive/<name>"
+            )
+        elif missing := lacking(file):
+            faults.append(f"from_archive: {file} is not a metrics table, it lacks the columns {missing}")
+        known.setdefault(place, folder)
+    return faults
 
 
 def _missing_packages(config: Config, models: Collection[str], due: Collection[str]) -> list[str]:

@@ -244,8 +244,10 @@ def _row_weights(settings: Quantization) -> dict[str, str]:
 
 
 def metric_inputs(config: Config) -> list[str]:
-    """The measurements that metrics.csv unites: the grid's own, or an archive's."""
-    return [f"{config.from_archive}/metrics.csv"] if config.from_archive is not None else layout.metric_files(config)
+    """The measurements that metrics.csv unites: the grid's own, or those of archives."""
+    if config.from_archive is not None:
+        return [f"{folder}/metrics.csv" for folder in config.from_archive]
+    return layout.metric_files(config)
 
 
 def table_inputs(config: Config, table: str) -> list[str]:

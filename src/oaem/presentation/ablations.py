@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from oaem.config.grid import Run
 from oaem.config.schema import Config, load
 from oaem.errors import UserError
+from oaem.measurements.table import joined, read_csv
 from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
 from oaem.presentation.pages import mean_and_deviation, rendered
 from oaem.presentation.spread import paired_ratios, ratio_spread
@@ -119,10 +120,7 @@ def lines(evidence: pd.DataFrame, ablations: Mapping[str, tuple[Config, pd.DataF
 
 
 def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) -> Values:
-    """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv.
-
-    Of rows about the same the last one counts.
-    """
+    """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv."""
     rows = metrics[(metrics["metric"] == "perplexity") & (metrics["init"] == init)]
     for column, value in place.items():
         rows = rows[rows[column] == value]
@@ -134,22 +132,18 @@ def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) 
 
 def read_ablations(root: Path) -> dict[str, tuple[Config, pd.DataFrame | None]]:
     """The ablations of the repository at `root`, by name, for `lines`."""
-    import pandas as pd
-
     found: dict[str, tuple[Config, pd.DataFrame | None]] = {}
     for path in sorted((root / "config/ablations").glob("*.yaml")):
         archives = sorted((root / "archive").glob(f"ablation-{path.stem}{DATE}/metrics.csv"))
-        measured = pd.concat(map(pd.read_csv, archives), ignore_index=True) if archives else None
+        measured = joined(map(read_csv, reversed(archives))) if archives else None
         found[path.stem] = (load(root / "config/evidence.yaml", path), measured)
     return found
 
 
 def page(template: Path, root: Path) -> str:
     """The page as Markdown; the same archives give the same bytes."""
-    import pandas as pd
-
     ablations = read_ablations(root)
-    evidence = pd.read_csv(root / "archive" / EVIDENCE / "metrics.csv")
+    evidence = read_csv(root / "archive" / EVIDENCE / "metrics.csv")
     absent = [name for name, (_, measured) in ablations.items() if measured is None]
     titles = {name: config.title for name, (config, _) in ablations.items()}
     rows = lines(evidence, ablations)

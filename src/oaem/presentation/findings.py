@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
+from oaem.measurements.table import joined, read_csv
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.pages import mean_and_deviation, rendered
@@ -58,15 +59,12 @@ class Numbers:
     """What the page may quote; every method returns text, with the same rounding everywhere."""
 
     def __init__(self, archives: Path) -> None:
-        import pandas as pd
-
-        found = {name: pd.read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT, ON_ORIGINAL)}
+        found = {name: read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT, ON_ORIGINAL)}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         self.runs: dict[str, pd.DataFrame] = {}
         for case in (*CASES, *SWEEP, ORIGINAL):
-            rows = pd.concat([found[name] for name in case.archives], ignore_index=True)
-            rows = rows[rows["geometry"] == case.geometry]
-            self.runs[case.label] = rows.drop_duplicates(["init", "seed", "stage", "dataset", "metric"])
+            rows = joined(found[name] for name in case.archives)
+            self.runs[case.label] = rows[rows["geometry"] == case.geometry]
 
     def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
         """Perplexity by seed, empty where it was not run."""
@@ -238,8 +236,6 @@ def figure(archives: Path) -> Figure:
 
 def sweep_figure(archives: Path, config: Config) -> Figure:
     """The report's figure of the sweep that `config` describes, of every seed that was measured at a geometry."""
-    import pandas as pd
-
     numbers = Numbers(archives)
     (entry,) = config.grid
     grid = []
@@ -247,7 +243,7 @@ def sweep_figure(archives: Path, config: Config) -> Figure:
         (rate,) = (name for name, spec in config.geometries.items() if spec.geometry.name == case.geometry)
         seeds = tuple(numbers.ratios(case.label, "pre_pv", "boolq"))
         grid.append(entry.model_copy(update={"bpp": (rate,), "seeds": seeds}))
-    metrics = pd.concat([numbers.runs[case.label] for case in SWEEP], ignore_index=True)
+    metrics = joined(numbers.runs[case.label] for case in SWEEP)
     return rho_sweep(metrics, config.model_copy(update={"grid": tuple(grid)}), "")
 
 

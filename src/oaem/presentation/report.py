@@ -84,7 +84,7 @@ def render(
             if name != "headline"
         ],
         protocol=_protocol(config),
-        provenance=[*_measured_on(metrics), *(provenance or {}).items()],
+        provenance=[*_archives(config), *_measured_on(metrics), *(provenance or {}).items()],
     )
 
 
@@ -189,6 +189,11 @@ def _protocol(config: Config) -> list[tuple[str, str]]:
         )
     )
     return lines
+
+
+def _archives(config: Config) -> list[tuple[str, str]]:
+    """Where the measurements come from, unless they were made here."""
+    return [("archives", ", ".join(config.from_archive))] if config.from_archive is not None else []
 
 
 def _measured_on(metrics: pd.DataFrame) -> list[tuple[str, str]]:

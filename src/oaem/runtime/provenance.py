@@ -45,6 +45,7 @@ PLUMBING = (
     "config.grid",
     "errors",
     "evaluation.metrics",
+    "measurements",
     "models.hub",
     "models.hub_files",
     "planning",

@@ -11,7 +11,8 @@ import pandas as pd
 from oaem.config import schema as configuration
 from oaem.config.grid import Run
 from oaem.config.schema import Config
-from oaem.evaluation.metrics import COLUMNS, Metric
+from oaem.evaluation.metrics import Metric
+from oaem.measurements.table import COLUMNS
 from oaem.presentation.claims import reported
 from oaem.presentation.tables.cells import EVERY, Source
 from oaem.presentation.tables.layouts import EXTRA, TABLES, layout

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from oaem.config import schema as configuration
-from oaem.evaluation.metrics import COLUMNS
+from oaem.measurements.table import COLUMNS
 from oaem.presentation.claims import claims
 from oaem.presentation.figures.figures import FIGURES
 from oaem.presentation.report import render, summary
@@ -73,6 +73,14 @@ def test_one_whole_file(name: str) -> None:
 
 def test_provenance_is_what_the_measurements_say() -> None:
     assert "2.13.0" in page("config.yaml").split('id="provenance"')[1]
+    assert "<dt>archives" not in page("config.yaml")
+
+
+@pytest.mark.parametrize("folders", ["archive/a", ["archive/a", "archive/b"]])
+def test_provenance_names_every_archive(folders: str | list[str]) -> None:
+    config = configuration.parse({**values("config.yaml"), "from_archive": folders})
+    named = ", ".join([folders] if isinstance(folders, str) else folders)
+    assert f"<dt>archives</dt><dd>{named}</dd>" in render(EMPTY, config, PAPER)
 
 
 def test_same_numbers_same_bytes() -> None:

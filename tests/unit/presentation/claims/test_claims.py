@@ -7,7 +7,7 @@ import pytest
 
 from oaem.config import schema as configuration
 from oaem.errors import UserError
-from oaem.evaluation.metrics import COLUMNS
+from oaem.measurements.table import COLUMNS
 from oaem.presentation.claims import claims
 from oaem.presentation.claims.claims import TableCells
 from oaem.presentation.claims.expressions import evaluate

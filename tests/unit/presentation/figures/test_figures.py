@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Annotation
 
 from oaem.errors import UserError
-from oaem.evaluation.metrics import COLUMNS
+from oaem.measurements.table import COLUMNS
 from oaem.presentation.figures.drawing import canvas
 from oaem.presentation.figures.figures import FIGURES, save
 from oaem.presentation.figures.labels import Label, place

@@ -7,7 +7,7 @@ import pytest
 
 from oaem.config import schema as configuration
 from oaem.errors import UserError
-from oaem.evaluation.metrics import COLUMNS, read_csv
+from oaem.measurements.table import COLUMNS, read_csv
 from oaem.planning.rules import FIGURE_NAMES, TABLE_NAMES
 from oaem.presentation import captions
 from oaem.presentation.claims import reported

@@ -29,16 +29,17 @@ def _gate(gate, up, result, gate_row, up_row, columns, N: tl.constexpr):
 
 
 @triton.jit
-def _gate_gradients(gradient, gate, up, for_gate, for_up, gate_row, up_row, columns, N: tl.constexpr):
+def _gate_gradients(gradient, gate, up, result, gate_row, up_row, columns, N: tl.constexpr):
+    """One row's tile of both gradients, side by side in result [rows, 2 columns]."""
     row, i = tl.program_id(0).to(tl.int64), tl.program_id(1) * N + tl.arange(0, N)
     inside = i < columns
-    place = row * columns + i
-    z = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+    z = tl.load(gradient + row * columns + i, mask=inside, other=0.0).to(tl.float32)
     x = tl.load(gate + row * gate_row + i, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(up + row * up_row + i, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(x)
-    tl.store(for_gate + place, (z * y * share * (1 + x * (1 - share))).to(for_gate.dtype.element_ty), mask=inside)
-    tl.store(for_up + place, (z * x * share).to(for_up.dtype.element_ty), mask=inside)
+    place = result + row * 2 * columns + i
+    tl.store(place, (z * y * share * (1 + x * (1 - share))).to(result.dtype.element_ty), mask=inside)
+    tl.store(place + columns, (z * x * share).to(result.dtype.element_ty), mask=inside)
 
 
 class _Gated(torch.autograd.Function):
@@ -56,10 +57,13 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        for_gate, for_up = (torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in (gate, up))
+        rows, columns = gate.shape
+        # Side by side, for where both come from one product its gradient is then there as it has to be.
+        result = torch.empty(rows, 2 * columns, dtype=gate.dtype, device=gate.device)
         _gate_gradients[_grid(gate)](
-            gradient.contiguous(), gate, up, for_gate, for_up, gate.stride(0), up.stride(0), gate.shape[1], N=TILE
+            gradient.contiguous(), gate, up, result, gate.stride(0), up.stride(0), columns, N=TILE
         )
+        for_gate, for_up = result.chunk(2, 1)
         return for_gate.view(ctx.shape), for_up.view(ctx.shape)
 
 

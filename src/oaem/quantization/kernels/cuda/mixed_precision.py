@@ -38,19 +38,21 @@ def mixed_precision(block: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(fused_attention(block))
         stack.enter_context(fused_rotary(block))
-        for module, forward in _forwards(block).items():
+        shared = [SharedInput(linears) for linears in quantized_linears(block)]
+        for each in shared:
+            stack.enter_context(each.stacked())
+        for module, forward in _forwards(block, shared).items():
             # An instance attribute hides the class's method.
             module.__dict__["forward"] = forward
             stack.callback(module.__dict__.pop, "forward")
         yield
 
 
-def _forwards(block: nn.Module) -> dict[nn.Module, Forward]:
+def _forwards(block: nn.Module, shared: list[SharedInput]) -> dict[nn.Module, Forward]:
     """What takes the place of the forward of modules of `block`."""
     found: dict[nn.Module, Forward] = {}
-    for linears in quantized_linears(block):
-        shared = SharedInput(linears)
-        found |= {linear: partial(shared.forward, index) for index, linear in enumerate(linears)}
+    for each in shared:
+        found |= {linear: partial(each.forward, index) for index, linear in enumerate(each.linears)}
     for module in block.modules():
         forward = _forward_of(module)
         if forward is not None:

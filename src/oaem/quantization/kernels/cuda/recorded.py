@@ -74,7 +74,8 @@ class Recorded:
         return self._as_it_is(inputs, target)
 
     def _record(self, inputs: Tensor, target: Tensor) -> None:
-        self.arguments = inputs.clone(), target.clone()
+        # In the step's own dtype: they are copied there anyhow, and the step need not convert them once more.
+        self.arguments = inputs.to(torch.float32, copy=True), target.clone()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=self.stream):
             self.loss = self.step(*self.arguments)

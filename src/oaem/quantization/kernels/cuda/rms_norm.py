@@ -28,8 +28,10 @@ def _norm(inputs, weight, result, roots, width, epsilon, N: tl.constexpr):
 
 
 @triton.jit
-def _norm_gradients(gradient, inputs, weight, roots, for_inputs, for_weight, rows, width, N: tl.constexpr):
-    """Every so manieth row of for_inputs [rows, width], and the program's row of for_weight [programs, width]."""
+def _norm_gradients(
+    gradient, inputs, weight, roots, for_inputs, for_weight, rows, width, BOTH: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """The program's row of for_weight [programs, width]; of BOTH, every so manieth row of for_inputs [rows, width]."""
     i = tl.arange(0, N)
     inside = i < width
     factor = tl.load(weight + i, mask=inside, other=0.0)
@@ -40,9 +42,10 @@ def _norm_gradients(gradient, inputs, weight, roots, for_inputs, for_weight, row
         root = tl.load(roots + row)
         x = tl.load(inputs + place, mask=inside, other=0.0).to(tl.float32) * root
         total += z * x
-        along = z * factor
-        slope = root * (along - x * (tl.sum(along * x) / width))
-        tl.store(for_inputs + place, slope.to(for_inputs.dtype.element_ty), mask=inside)
+        if BOTH:
+            along = z * factor
+            slope = root * (along - x * (tl.sum(along * x) / width))
+            tl.store(for_inputs + place, slope.to(for_inputs.dtype.element_ty), mask=inside)
         place += tl.num_programs(0) * width
     tl.store(for_weight + tl.program_id(0).to(tl.int64) * width + i, total, mask=inside)
 
@@ -59,15 +62,18 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         inputs, weight, roots = ctx.saved_tensors
         rows, width = len(roots), len(weight)
         programs = min(PROGRAMS, rows)
-        for_inputs, for_weight = torch.empty_like(inputs), torch.empty(programs, width, device=inputs.device)
+        both = ctx.needs_input_grad[0]  # not those of a block's first norm
+        for_inputs = torch.empty_like(inputs) if both else inputs
+        for_weight = torch.empty(programs, width, device=inputs.device)
         _norm_gradients[(programs,)](
-            gradient.contiguous(), inputs, weight, roots, for_inputs, for_weight, rows, width, **_shape(width)
-        )
-        return for_inputs, for_weight.sum(0), None
+            gradient.contiguous(), inputs, weight, roots, for_inputs, for_weight, rows, width, BOTH=both,
+            **_shape(width),
+        )  # fmt: skip
+        return for_inputs if both else None, for_weight.sum(0), None
 
 
 def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:

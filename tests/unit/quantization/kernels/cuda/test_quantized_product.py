@@ -9,8 +9,9 @@ from torch import Tensor, nn
 pytest.importorskip("tests.unit.interpreter")
 
 from oaem.quantization.kernels.cuda import quantized_product
+from oaem.quantization.kernels.cuda.gated import gated
 from oaem.quantization.kernels.cuda.mixed_precision import quantized_linears
-from oaem.quantization.kernels.cuda.quantized_product import SharedInput
+from oaem.quantization.kernels.cuda.quantized_product import SharedInput, side_by_side
 from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
 from tests.unit.interpreter import randn
@@ -41,10 +42,11 @@ def test_products_and_gradients_are_those_of_each_linear_alone(outs: tuple[int, 
     inputs = randn(2, 6, COLUMNS).bfloat16().requires_grad_()
     incoming = [randn(2, 6, out, seed=2).bfloat16() for out in outs]
     learning = [inputs, *(parameter for linear in linears for parameter in linear.parameters())]
-    found = [shared.forward(index, inputs) for index in range(len(outs))]
-    gradients = torch.autograd.grad(
-        found, learning, [part.to(one.dtype) for part, one in zip(incoming, found, strict=True)]
-    )
+    with shared.stacked():
+        found = [shared.forward(index, inputs) for index in range(len(outs))]
+        gradients = torch.autograd.grad(
+            found, learning, [part.to(one.dtype) for part, one in zip(incoming, found, strict=True)]
+        )
     expected = [exact(linear, inputs) for linear in linears]
     exact_gradients = torch.autograd.grad(expected, learning, [part.double() for part in incoming])
     assert not shared.waiting and shared.inputs is None
@@ -66,11 +68,66 @@ def test_they_are_multiplied_once_and_other_calls_are_right_all_the_same(monkeyp
         found, wanted = shared.forward(index, inputs), exact(linears[index], inputs)
         assert float((found - wanted).detach().norm() / wanted.detach().norm()) < 0.01
 
-    for index, inputs in ((0, first), (1, first), (1, second), (0, second)):
-        check(index, inputs)
-    assert count == [8, 8]
-    for index, inputs in ((0, first), (0, first), (1, second), (0, first), (0, second), (1, second)):
-        check(index, inputs)
+    with shared.stacked():
+        for index, inputs in ((0, first), (1, first), (1, second), (0, second)):
+            check(index, inputs)
+        assert count == [8, 8]
+        for index, inputs in ((0, first), (0, first), (1, second), (0, first), (0, second), (1, second)):
+            check(index, inputs)
+
+
+def test_parameters_changed_in_place_count_and_are_their_own_again_afterwards() -> None:
+    linears, inputs = [quantised(5), quantised(3)], randn(4, COLUMNS)
+    before = [parameter.detach().clone() for linear in linears for parameter in linear.parameters()]
+    shared = SharedInput(linears)
+    with shared.stacked(), torch.no_grad():
+        for linear in linears:
+            for parameter in linear.parameters():
+                parameter.add_(1)
+        for index, linear in enumerate(linears):
+            found, wanted = shared.forward(index, inputs), exact(linear, inputs)
+            assert float((found - wanted).norm() / wanted.norm()) < 0.01
+    parameters = [parameter for linear in linears for parameter in linear.parameters()]
+    assert all(torch.equal(*pair) for pair in zip(parameters, [part + 1 for part in before], strict=True))
+    assert len({parameter.untyped_storage().data_ptr() for parameter in parameters}) == len(parameters)
+    assert all(parameter.is_contiguous() and parameter.requires_grad for parameter in parameters)
+
+
+def test_parts_of_one_tensor_are_taken_as_they_lie() -> None:
+    whole = randn(2, 3, 10)
+    parts = whole.split([4, 5, 1], -1)
+    joined = side_by_side(parts)
+    assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
+    assert side_by_side([whole]).data_ptr() == whole.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "order", [(1, 0, 2), (0, 2), (0, 0, 1), (1, 2)], ids=["turned", "a gap", "twice", "without the first"]
+)
+def test_other_parts_are_copied(order: tuple[int, ...]) -> None:
+    whole = randn(2, 3, 10)
+    parts = [whole.split([4, 4, 2], -1)[index] for index in order]
+    joined = side_by_side(parts)
+    assert torch.equal(joined, torch.cat(parts, -1)) and joined.data_ptr() != whole.data_ptr()
+    apart = [part.clone() for part in parts]
+    assert torch.equal(side_by_side(apart), torch.cat(parts, -1))
+
+
+def test_the_gradients_of_a_gate_need_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made where the gradient of the one product of gate and up is read."""
+    found = []
+    take = quantized_product.side_by_side
+    monkeypatch.setattr(
+        quantized_product,
+        "side_by_side",
+        lambda parts: found.append((parts[0].data_ptr(), take(parts))) or found[-1][1],
+    )
+    linears = [quantised(12), quantised(12)]
+    shared, inputs = SharedInput(linears), randn(1, 6, COLUMNS).bfloat16()
+    with shared.stacked():
+        gated(shared.forward(0, inputs), shared.forward(1, inputs)).sum().backward()
+    ((first, joined),) = found
+    assert joined.shape == (1, 6, 24) and joined.data_ptr() == first
 
 
 class Attention(nn.Module):

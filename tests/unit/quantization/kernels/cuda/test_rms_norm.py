@@ -30,3 +30,11 @@ def test_norm_and_its_gradients(monkeypatch: pytest.MonkeyPatch, dtype: torch.dt
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
     torch.testing.assert_close(for_inputs.double(), exact_for_inputs, rtol=rounded, atol=1e-5)
     torch.testing.assert_close(for_weight.double(), exact_for_weight, rtol=1e-5, atol=1e-5)
+
+
+def test_inputs_without_a_gradient_change_nothing_for_the_weight() -> None:
+    inputs, weight, incoming = randn(1, 7, 48), randn(48, seed=1).requires_grad_(), randn(1, 7, 48, seed=2).bfloat16()
+    kept = inputs.clone()
+    (alone,) = torch.autograd.grad(rms_norm(inputs, weight, 0.1), (weight,), incoming)
+    _, together = torch.autograd.grad(rms_norm(kept.requires_grad_(), weight, 0.1), (kept, weight), incoming)
+    assert torch.equal(alone, together) and torch.equal(inputs, kept)

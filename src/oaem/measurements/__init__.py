@@ -1,0 +1,1 @@
+"""Measurements as one table, metrics.csv: evaluation writes it, and all that is shown is made of it."""
