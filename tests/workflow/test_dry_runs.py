@@ -46,6 +46,25 @@ def test_the_sweep_of_rho_has_a_table_more() -> None:
     assert jobs_of(output, "figure") == 7
 
 
+@pytest.mark.parametrize(
+    ("files", "pairs"),
+    [
+        (("config/config.yaml", "config/inquiry.yaml"), 3),
+        (("config/evidence.yaml",), 6),
+        (("config/evidence.yaml", "config/ablations/rounds-1.yaml"), 3),
+    ],
+)
+def test_inquire_asks_of_every_pair(files: tuple[str, ...], pairs: int) -> None:
+    """Greedy partners are planned where the grid has none; no run is tuned for it."""
+    code, output = plan("--configfile", *files, "--", "inquire")
+    assert code == 0, output
+    for rule in ("layer_exchange", "error_directions", "error_exchange"):
+        assert jobs_of(output, rule) == pairs
+    assert jobs_of(output, "quantized") == 2 * pairs
+    assert jobs_of(output, "perplexity") == 2 * pairs + 1
+    assert jobs_of(output, "pv_tune") == jobs_of(output, "report") == 0
+
+
 @pytest.mark.parametrize("table", [1, 2, 5, 16])
 def test_one_table_plans_just_what_it_needs(table: int) -> None:
     code, output = plan(f"results/tables/table{table}.csv")

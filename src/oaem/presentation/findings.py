@@ -19,10 +19,12 @@ from oaem.config.schema import Config, load
 from oaem.measurements.table import joined, read_csv
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
+from oaem.presentation.figures.why import why as why_figure
 from oaem.presentation.pages import mean_and_deviation, rendered
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Rung, Trend, interval
+from oaem.presentation.why import LINEARS, REPLACED, Why
 from oaem.runtime.atomic import write_text
 
 if TYPE_CHECKING:
@@ -191,6 +193,9 @@ def page(template: Path, archives: Path) -> str:
     return rendered(
         template,
         **functions,
+        why=Why(archives),
+        linears=(*LINEARS, ""),
+        replaced=REPLACED,
         cases=CASES,
         sweep=SWEEP,
         original_inputs=ORIGINAL.label,
@@ -247,12 +252,19 @@ def sweep_figure(archives: Path, config: Config) -> Figure:
     return rho_sweep(metrics, config.model_copy(update={"grid": tuple(grid)}), "")
 
 
+def figures(root: Path) -> dict[str, Figure]:
+    """Every figure of the page by its name in docs/figures, without ending."""
+    archives, config = root / "archive", load(root / "config" / "rho-sweep.yaml")
+    inquired = Why(archives)
+    whys = {inquired.picture(label): why_figure(inquired.inquiries[label], "boolq") for label in inquired.shown()}
+    return {"findings": figure(archives), "rho_sweep": sweep_figure(archives, config), **whys}
+
+
 def write(root: Path) -> None:
     """Write the page and its figures below the root of the repository."""
-    archives, config = root / "archive", load(root / "config" / "rho-sweep.yaml")
-    write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", archives))
-    save(figure(archives), root / "docs" / "figures" / "findings.svg")
-    save(sweep_figure(archives, config), root / "docs" / "figures" / "rho_sweep.svg")
+    write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", root / "archive"))
+    for name, drawn in figures(root).items():
+        save(drawn, root / "docs" / "figures" / f"{name}.svg")
 
 
 if __name__ == "__main__":

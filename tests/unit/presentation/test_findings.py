@@ -19,11 +19,10 @@ from oaem.presentation.findings import (
     SWEEP,
     SWEPT,
     TEXTS,
-    figure,
+    figures,
     page,
-    sweep_figure,
 )
-from tests.unit.presentation.paper_metrics import PAPER, ROOT, load
+from tests.unit.presentation.paper_metrics import PAPER, ROOT
 
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
 STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
@@ -71,12 +70,13 @@ def check_mean(shown: str, values: pd.Series) -> None:
 
 
 @pytest.mark.slow
-def test_the_page_and_its_figure_are_those_of_the_archive(tmp_path) -> None:
+def test_the_page_and_its_figures_are_those_of_the_archive(tmp_path) -> None:
     assert PAGE.read_text(encoding="utf-8") == page(TEMPLATE, ARCHIVE), "run python -m oaem.presentation.findings"
-    save(figure(ARCHIVE), tmp_path / "findings.svg")
-    save(sweep_figure(ARCHIVE, load("rho-sweep.yaml")), tmp_path / "rho_sweep.svg")
-    for name in ("findings.svg", "rho_sweep.svg"):
-        assert (tmp_path / name).read_bytes() == (ROOT / "docs/figures" / name).read_bytes()
+    drawn = figures(ROOT)
+    assert {f"{name}.svg" for name in drawn} == {path.name for path in (ROOT / "docs/figures").iterdir()}
+    for name, figure in drawn.items():
+        save(figure, tmp_path / f"{name}.svg")
+        assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / f"docs/figures/{name}.svg").read_bytes()
 
 
 def test_every_row_of_the_table_is_the_archives() -> None:
