@@ -57,14 +57,19 @@ def test_a_pair_of_runs_is_compared_layer_by_layer(finished: Workflow, tmp_path:
     code, output = workflow.run("inquire", fresh=("layer_exchange", "error_directions", "error_exchange"))
     assert code == 0, output
     rows = json.loads((folder / "exchange.json").read_text())["metrics"]
-    parts = {json.loads(row["protocol"])["part"] for row in rows}
+    parts = {json.loads(row["protocol"])["exchanged"]["part"] for row in rows}
     assert len(parts) == 1 + 7 + 3
+    protocols = [json.loads(row["protocol"]) for row in rows]
+    assert all(protocol.pop("exchanged")["from"] in ("greedy", "oaem") for protocol in protocols)
     assert len(rows) == len(parts) * 2 * 2
     for run in (oaem, greedy):
         measured = json.loads((workflow.folder / "results" / run.path / "metrics/pre_pv-perplexity.json").read_text())
         own = {row["dataset"]: row["value"] for row in measured["metrics"]}
-        unchanged = [row for row in rows if json.loads(row["protocol"])["part"] == "nothing"]
+        unchanged = [row for row in rows if json.loads(row["protocol"])["exchanged"]["part"] == "nothing"]
         assert own == {row["dataset"]: row["value"] for row in unchanged if row["init"] == run.init}
+        assert all(
+            json.loads(row["protocol"]) in protocols for row in measured["metrics"] if row["metric"] == "perplexity"
+        )
     rows = json.loads((folder / "directions.json").read_text())["metrics"]
     assert len(rows) == 6 * 7 * 3 * 2
     rows = json.loads((folder / "error_exchange.json").read_text())["metrics"]

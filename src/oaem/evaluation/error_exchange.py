@@ -126,7 +126,7 @@ def measure_error_exchange(
                 with exchanged(model, _Replaced(part, used, layers, (run.init, giver)), layers):
                     found = measure_domains(model, blank, domains, tokens, batch_size, device)
                 facts = {"part": part, "from": giver, "few": FEW}
-                metrics += [replace(row, protocol={**row.protocol, **facts}) for row in found]
+                metrics += [replace(row, protocol={**row.protocol, "exchanged": facts}) for row in found]
                 progress.step()
     return metrics
 

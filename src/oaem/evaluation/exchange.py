@@ -89,6 +89,6 @@ def measure_exchange(
             with exchanged(model, given, names):
                 found = measure_domains(model, blank, domains, tokens, batch_size, device)
             facts = {"part": part, "from": giver.init}
-            metrics += [replace(row, protocol={**row.protocol, **facts}) for row in found]
+            metrics += [replace(row, protocol={**row.protocol, "exchanged": facts}) for row in found]
             progress.step()
     return metrics

@@ -39,7 +39,7 @@ def write_tables(target: Path, found: Mapping[str, Rows]) -> None:
 
 def exchange_table(rows: Rows) -> pd.DataFrame:
     """One row a part, text and run; rows: those of every exchange.json and error_exchange.json."""
-    frame = _frame(rows, ["part", "from"]).rename(columns={"value": "perplexity"})
+    frame = _frame(rows, ["part", "from"], "exchanged").rename(columns={"value": "perplexity"})
     columns = [*RUN_COLUMNS, "part", "from", "dataset", "role", "label", "perplexity", "stderr", "n"]
     return frame[columns].sort_values(RUN_COLUMNS, kind="stable", ignore_index=True)
 
@@ -55,10 +55,12 @@ def directions_table(rows: Rows) -> pd.DataFrame:
     return wide[[*key, *measures, *facts]].sort_values(key, ignore_index=True)
 
 
-def _frame(rows: Rows, facts: Sequence[str]) -> pd.DataFrame:
-    """Rows of measurements as a frame, with these facts of their protocols as columns."""
+def _frame(rows: Rows, facts: Sequence[str], inside: str = "") -> pd.DataFrame:
+    """Rows of measurements as a frame, with these facts of their protocols, or of one key of them, as columns."""
     import pandas as pd
 
     frame = pd.DataFrame(rows)
     protocols = [json.loads(protocol) for protocol in frame["protocol"]]
+    if inside:
+        protocols = [protocol[inside] for protocol in protocols]
     return frame.assign(**{fact: [protocol[fact] for protocol in protocols] for fact in facts})

@@ -55,7 +55,7 @@ def inquire(results: Path) -> None:
     ]
     write_metrics(metrics / "directions.json", directions, {"device": "d"})
     for name, part, giver in (("exchange", "block 10", "greedy"), ("error_exchange", "size", "greedy")):
-        protocol = {"window": 8, "part": part, "from": giver}
+        protocol = {"window": 8, "part": "evaluation", "exchanged": {"part": part, "from": giver}}
         found = Metric("tiny", "exchange", "far", "perplexity", 11.5, RUN, "far", "Far", 0.5, 3, protocol)
         write_metrics(metrics / f"{name}.json", [found], {"device": name})
 

@@ -86,7 +86,9 @@ def test_parts_of_a_pair_of_models(tiny_model: Callable[[str, bool], Path], tmp_
         "cpu",
     )
     value = {
-        (row.run.init, row.protocol["part"], row.protocol["from"]): row.value for row in found if row.run is not None
+        (row.run.init, *(row.protocol["exchanged"][key] for key in ("part", "from"))): row.value
+        for row in found
+        if row.run is not None
     }
     assert len(found) == len(value) == 2 * (2 * len(PARTS) - 1)
     for one, other in (("oaem", "greedy"), ("greedy", "oaem")):

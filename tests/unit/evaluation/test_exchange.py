@@ -62,7 +62,7 @@ def test_a_model_with_all_blocks_of_another_measures_what_that_one_does(
         2,
         "cpu",
     )
-    value = {(row.run.init, row.protocol["part"]): row.value for row in found if row.run is not None}
+    value = {(row.run.init, row.protocol["exchanged"]["part"]): row.value for row in found if row.run is not None}
     assert len(found) == len(value) == 6
     assert value["oaem", "all"] == value["greedy", "nothing"] != value["oaem", "nothing"] == value["greedy", "all"]
     assert len({value["oaem", part] for part in parts}) == 3
