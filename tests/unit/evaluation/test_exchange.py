@@ -66,4 +66,4 @@ def test_a_model_with_all_blocks_of_another_measures_what_that_one_does(
     assert len(found) == len(value) == 6
     assert value["oaem", "all"] == value["greedy", "nothing"] != value["oaem", "nothing"] == value["greedy", "all"]
     assert len({value["oaem", part] for part in parts}) == 3
-    assert {row.protocol["from"] for row in found if row.run == runs[0]} == {"greedy"}
+    assert {row.protocol["exchanged"]["from"] for row in found if row.run == runs[0]} == {"greedy"}
