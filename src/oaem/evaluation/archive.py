@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from oaem.errors import UserError
-from oaem.evaluation.inquiry import FILES, write_tables
+from oaem.evaluation.inquiry import write_tables
 from oaem.measurements.table import of_rows, write_csv
+from oaem.planning.layout import INQUIRIES
 from oaem.runtime.atomic import read_json, write_json
 
 
@@ -42,9 +43,9 @@ def archive(results: Path, target: Path) -> int:
             subject["quantized"] = {key: whole[key] for key in ("fingerprint", "provenance", "sha256")}
     compared = {
         kind: [row for path, found in measured.items() if path.stem == kind for row in found["metrics"]]
-        for kind in FILES
+        for kind in INQUIRIES
     }
-    table = of_rows(row for path, found in measured.items() if path.stem not in FILES for row in found["metrics"])
+    table = of_rows(row for path, found in measured.items() if path.stem not in INQUIRIES for row in found["metrics"])
     write_json(target / "manifests.json", manifests)
     write_tables(target, compared)
     write_csv(target / "metrics.csv", table)

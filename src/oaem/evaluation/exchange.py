@@ -76,8 +76,8 @@ def measure_exchange(
 ) -> list[Metric]:
     """Perplexity on every domain of either model with each part from the other one.
 
-    models: the dense models of two runs. A measurement belongs to the run whose model it is; its protocol says which
-    `part` came `from` which initialisation.
+    models: the dense models of two runs. A measurement belongs to the run whose model it is; its protocol says
+    under `exchanged` which `part` came `from` which initialisation.
     """
     progress = Progress("exchange", len(models) * len(parts), every=20.0)
     metrics = []

@@ -23,13 +23,11 @@ from oaem.measurements.table import RUN_COLUMNS, write_csv
 if TYPE_CHECKING:
     import pandas as pd
 
-FILES = ("exchange", "error_exchange", "directions")
-"""The measurements of two runs together, by the names of their files without ending."""
 Rows = Sequence[Mapping[str, Any]]
 
 
 def write_tables(target: Path, found: Mapping[str, Rows]) -> None:
-    """Write the tables that there are rows for; found: rows by FILES, in any order."""
+    """Write the tables that there are rows for; found: rows by `layout.INQUIRIES`, in any order."""
     exchanged = [*found["exchange"], *found["error_exchange"]]
     if exchanged:
         write_csv(target / "exchange.csv", exchange_table(exchanged))

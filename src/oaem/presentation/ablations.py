@@ -18,7 +18,7 @@ from oaem.config.schema import Config, load
 from oaem.errors import UserError
 from oaem.measurements.table import joined, read_csv
 from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
-from oaem.presentation.pages import mean_and_deviation, rendered
+from oaem.presentation.pages import DATE, mean_and_deviation, rendered
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import interval
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 BASELINE = "As in the evidence"
 EPOCHS = {"post_pv_validation": "Epoch by validation text", "post_pv_last": "Last epoch"}
 UNCHANGED = "the same"
-DATE = "-????-??-??"
 PLACE = ("model", "geometry", "beam_width", "max_epochs")
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]  # perplexity by (stage, text) and seed

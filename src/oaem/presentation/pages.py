@@ -8,6 +8,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+DATE = "-????-??-??"  # how the name of an archive ends, as a pattern of file names
+
 
 def rendered(template: Path, **values: object) -> str:
     """The Markdown that `template` makes of `values`; a name that it does not know is an error."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaem.presentation.pages import mean_and_deviation
+from oaem.presentation.pages import DATE, mean_and_deviation
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import interval
@@ -20,7 +20,6 @@ from oaem.presentation.trend import interval
 if TYPE_CHECKING:
     import pandas as pd
 
-DATE = "-????-??-??"
 INITS = ("greedy", "oaem")
 WALK = "walk"
 MEASURES = {
