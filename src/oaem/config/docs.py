@@ -25,11 +25,11 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `evidence.yaml` | the same model with the paper's geometry, budgets and three seeds, for one GPU |
 | `ablations/*.yaml` | one change of `evidence.yaml` each, which they amend: [docs/ablations.md](../docs/ablations.md) |
 | `inquiry.yaml` | why OA-EM ends better: of `config.yaml`, which it amends, one pair with three seeds, for `inquire` |
-| `families.yaml` | three families at `config.yaml`'s budgets, three seeds, for a CPU: amends `three-models.yaml` and `config.yaml` |
+| `families.yaml` | three families at small budgets, three seeds, for a CPU: of `three-models.yaml` and `config.yaml` |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 | `rho-sweep.yaml` | five geometries of 2 bpp on it, rho over six orders of magnitude: Table rho_sweep; for one GPU |
 | `three-models.yaml` | real models of three families from packages, likewise: Tables 12 to 15; for a GPU and hours |
-| `large.yaml` | Llama 3.1 70B and 405B with the paper's settings, for the plan alone: nothing of it has been run |
+| `large.yaml` | Llama 3.1 70B and 405B with the paper's settings, for the plan: one block of 70B was measured |
 
 Use another with `snakemake --configfile my.yaml`; of several files each amends those before it. A configuration with a
 `grid` of its own replaces the default; one without amends it, so `snakemake --config threads=2` changes one key. Every

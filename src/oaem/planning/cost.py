@@ -1,7 +1,8 @@
 """What a grid will cost: jobs, device hours by phase, disk and memory, and what is there already.
 
-Times are estimates: the seconds that one block of the Llama 3.2 3B shape took on one H100 (`measured.py`), scaled by
-the arithmetic of each phase and by a factor for the GPU. A grid on a CPU is scaled from the embedded grid's seconds.
+Times are estimates: the seconds that one block of the Llama 3.2 3B shape and one of the 70B shape took on one H200
+(`measured.py`), scaled by the work of each phase and by a factor for the GPU. A grid on a CPU is scaled from the
+embedded grid's seconds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 from oaem.config.grid import Run
 from oaem.config.schema import Config, PVTuning
 from oaem.planning import layout, shapes
-from oaem.planning.measured import CPU, H100, PV_STEP, Reference
+from oaem.planning.measured import CPU, H200, PV_STEP, Reference
 from oaem.planning.shapes import Shape
 
-# Speed against one H100. Only that one was measured; the others follow from their datasheets' matrix rates.
-GPUS = {"h100": 1.0, "h200": 1.0, "a100": 0.45, "l40s": 0.35, "cpu": 1.0}
+# Speed against the reference's device. An H100 has an H200's arithmetic and 0.7 of its memory's speed, which some
+# quarter of a block waits for; the others follow from their datasheets' matrix rates.
+GPUS = {"h200": 1.0, "h100": 0.9, "a100": 0.4, "l40s": 0.3, "cpu": 1.0}
 # Bytes that a beam search takes at most for its hypotheses (MEMORY in kernels/cuda/beam_search.py, which a plan cannot
 # import): more rows than fit are searched in turns.
 MOST_FOR_HYPOTHESES = 8 * 2**30
@@ -31,21 +33,18 @@ USUAL_EPOCHS = 7
 def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) -> dict[str, float]:
     """Estimated seconds of one block by phase on the reference's device."""
     quantization, text = config.quantization, config.quantization.calibration
-    weights = shape.weights() / reference.shape.weights()
-    products = _products(shape) / _products(reference.shape)
     tokens = _tokens(config) / reference.tokens
     epochs = min(run.max_epochs, USUAL_EPOCHS) / reference.epochs
-    tuning = 4 * quantization.block_tuning.epochs * _tokens(config)
-    tuned = reference.tuning_steps * 4096
     codebooks = run.geometry.num_codebooks / reference.codebooks
+    tuned = reference.tuning_steps * 4096
     scale = {
-        "block_tuning": weights * tuning / tuned if tuned else 0.0,
-        "beam_search": products * epochs * codebooks * run.beam_width / reference.beam_width,
-        "codebook_steps": products * epochs * quantization.codebooks.steps / reference.steps,
-        "initialisation": weights * codebooks,
-        "forward": weights * tokens,
+        "block_tuning": 4 * quantization.block_tuning.epochs * _tokens(config) / tuned if tuned else 0.0,
+        "beam_search": epochs * codebooks * run.beam_width / reference.beam_width,
+        "codebook_steps": epochs * quantization.codebooks.steps / reference.steps,
+        "initialisation": codebooks,
+        "forward": tokens,
     }
-    seconds = {phase: reference.seconds[phase] * factor for phase, factor in scale.items()}
+    seconds = {phase: reference.seconds(phase, shape) * factor if factor else 0.0 for phase, factor in scale.items()}
     steps = {
         "codebook_steps": len(shape.linears()) * min(run.max_epochs, USUAL_EPOCHS) * quantization.codebooks.steps,
         "block_tuning": 4 * quantization.block_tuning.epochs * (text.windows or 1),
@@ -60,11 +59,10 @@ def stream_seconds(config: Config, model: str, reference: Reference) -> float:
 
     The reference's `forward` holds one, and with block tuning one more for every sequential group.
     """
-    shape = shapes.planned(config, model)
-    weights = shape.weights() / reference.shape.weights()
     tokens = _tokens(config) / reference.tokens
     passes = 5 if reference.tuning_steps else 1
-    return reference.seconds["forward"] / passes * weights * tokens * layout.block_count(config, model)
+    each = reference.seconds("forward", shapes.planned(config, model)) / passes
+    return each * tokens * layout.block_count(config, model)
 
 
 def tuning_step_seconds(config: Config, model: str, pv: PVTuning, gpu: str) -> float:
@@ -73,19 +71,16 @@ def tuning_step_seconds(config: Config, model: str, pv: PVTuning, gpu: str) -> f
     By the products of the measured step, which are proportional to tokens and weights: a step of the 8B shape took
     17.7 s and is planned with 19.2.
     """
-    share = _weights(config, model, 1) / _in_all(H100.shape, 28, 1)
+    share = _weights(config, model, 1) / _in_all(shapes.PAPER["Llama 3B"], 28, 1)
     tokens = pv.batch_size * pv.text.window
-    return max(PV_STEP.seconds * share * tokens / PV_STEP.tokens / GPUS[gpu], PV_STEP.least)
+    speed = GPUS[gpu] / GPUS["h100"]  # which it was measured on
+    return max(PV_STEP.seconds * share * tokens / PV_STEP.tokens / speed, PV_STEP.least)
 
 
 def _tokens(config: Config) -> int:
     """Tokens of the calibration text."""
     text = config.quantization.calibration
     return text.window * (text.windows or 1)
-
-
-def _products(shape: Shape) -> int:
-    return sum(out * width * width for out, width in shape.linears())
 
 
 def plan(config: Config, gpu: str) -> str:
@@ -134,7 +129,7 @@ class Work:
 
 def remaining(config: Config, gpu: str) -> Work:
     """The work of a grid that is not done yet, on the inputs that the configuration says."""
-    reference, speed = (CPU if gpu == "cpu" else H100), GPUS[gpu]
+    reference, speed = (CPU if gpu == "cpu" else H200), GPUS[gpu]
     hours: dict[str, float] = {}
     runs, chains = [], [0.0]
     for run in config.runs():

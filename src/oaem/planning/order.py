@@ -65,6 +65,6 @@ class Order:
 
     def _seconds(self, run: Run) -> float:
         """What quantising a run takes, as the plan reckons."""
-        reference = cost.CPU if self.config.device == "cpu" else cost.H100
+        reference = cost.CPU if self.config.device == "cpu" else cost.H200
         each = cost.block_seconds(self.config, run, shapes.planned(self.config, run.model), reference)
         return sum(each.values()) * layout.block_count(self.config, run.model)

@@ -44,6 +44,8 @@ PAPER: Mapping[str, Shape] = {
     "Llama 8B": Shape(4096, 14336, 4096, 1024, 128256),
     "Qwen 3B": Shape(2048, 11008, 2048, 256, 151936),
 }
+# Beyond the paper; of its blocks one was measured.
+LLAMA_70B = Shape(8192, 28672, 8192, 1024, 128256, 80)
 
 
 def known(config: Config, name: str) -> Shape | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,22 +11,36 @@ import yaml
 from oaem.config.grid import Run
 from oaem.config.schema import Config, load, parse
 from oaem.planning import cost, layout, shapes
+from oaem.planning.measured import Block
 from oaem.planning.rules import ranges
 
 
-def test_the_reference_gives_back_its_own_seconds() -> None:
+@pytest.mark.parametrize("block", cost.H200.blocks)
+def test_the_reference_gives_back_its_own_seconds(block: Block) -> None:
     config = load("config/paper.yaml")
-    run = next(run for run in config.runs() if run.beam_width == 16)
+    run = next(run for run in config.runs() if run.beam_width == 8 and run.max_epochs == 100)
     assert run.model == "llama-3.2-3b"
-    seconds = cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)
-    assert seconds == pytest.approx(dict(cost.H100.seconds), rel=1e-9)
+    seconds = cost.block_seconds(config, run, block.shape, cost.H200)
+    assert seconds == pytest.approx(dict(block.seconds), rel=1e-9)
+
+
+def test_a_shape_between_two_measured_ones_and_shapes_beyond() -> None:
+    """A block of four times the work takes twice the time: so twice the work takes 1.41 times, half of it half."""
+
+    def shape(width: int) -> shapes.Shape:
+        return shapes.Shape(1, width, 0, 0, 1)
+
+    blocks = tuple(Block(shape(width), {"forward": seconds}) for width, seconds in ((100, 3.0), (400, 6.0)))
+    reference = replace(cost.H200, blocks=blocks)
+    found = {width: reference.seconds("forward", shape(width)) for width in (50, 100, 200, 400, 800)}
+    assert found == pytest.approx({50: 1.5, 100: 3.0, 200: 3.0 * 2**0.5, 400: 6.0, 800: 12.0})
 
 
 def test_beam_search_grows_with_width_and_codebooks() -> None:
     config = load("config/paper.yaml")
 
     def search(run: Run) -> float:
-        return cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H100)["beam_search"]
+        return cost.block_seconds(config, run, shapes.PAPER["Llama 3B"], cost.H200)["beam_search"]
 
     by = {(run.geometry.num_codebooks, run.beam_width, run.max_epochs): search(run) for run in config.runs()}
     assert by[2, 16, 100] == pytest.approx(2 * by[2, 8, 100])
@@ -74,9 +89,9 @@ def test_on_original_inputs_the_longest_chain_is_a_stream_and_one_job(
     sequential, single, fours = (chain_of(cost.plan(config, "h100")) for config in configs)
     assert single < fours < sequential / 4
     # The largest stream: 32 blocks of the 8B shape; the longest job: the 3B model at b=16, or the 8B one at b=8.
-    stream = max(cost.stream_seconds(configs[1], model, cost.H100) for model in configs[1].models)
+    stream = max(cost.stream_seconds(configs[1], model, cost.H200) for model in configs[1].models)
     block = max(
-        sum(cost.block_seconds(configs[1], run, shapes.planned(configs[1], run.model), cost.H100).values())
+        sum(cost.block_seconds(configs[1], run, shapes.planned(configs[1], run.model), cost.H200).values())
         for run in configs[1].runs()
     )
     assert single == pytest.approx((stream + block) / 3600, abs=0.006)
@@ -123,10 +138,10 @@ def test_small_layers_take_the_time_of_their_launches() -> None:
     config = load("config/three-models.yaml")
     run = config.runs()[0]
     assert run.model == "smollm2-135m"
-    seconds = cost.block_seconds(config, run, shapes.EMBEDDED, cost.H100)
+    seconds = cost.block_seconds(config, run, shapes.EMBEDDED, cost.H200)
     assert 30 * sum(seconds.values()) == pytest.approx(93, rel=0.1)
     larger = next(run for run in config.runs() if run.model == "qwen2.5-coder-1.5b")
-    assert sum(cost.block_seconds(config, larger, shapes.planned(config, larger.model), cost.H100).values()) > sum(
+    assert sum(cost.block_seconds(config, larger, shapes.planned(config, larger.model), cost.H200).values()) > sum(
         seconds.values()
     )
 
@@ -152,7 +167,7 @@ def test_hours_by_devices_are_bound_by_work_and_by_the_longest_chain(
     monkeypatch.chdir(tmp_path)
     values["quantization"]["inputs"] = "sequential"
     work = cost.remaining(parse(values), "h100")
-    assert work.wall(1) == work.wall(64) == pytest.approx(work.total)
+    assert [work.wall(count) for count in (1, 64)] == pytest.approx([work.total] * 2)
     text = cost.plan(config, "h100").splitlines()
     sequential, on_original = (
         next(line for line in text if line.startswith(f"  {kind}")) for kind in ("sequential", "original")
