@@ -23,7 +23,7 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `config.yaml` | the default: a real 135M-parameter model and real text from Python packages, for any laptop |
 | `embedded-ten-runs.yaml` | the same model and text, four search points, tasks on every run: 20 minutes on two cores |
 | `evidence.yaml` | the same model with the paper's geometry, budgets and three seeds, for one GPU |
-| `ablations/*.yaml` | one change of `evidence.yaml` each, which they amend: [docs/ablations.md](../docs/ablations.md) |
+| `ablations/*.yaml` | one change of `evidence.yaml` each, which they amend; `small` of `config.yaml` |
 | `inquiry.yaml` | why OA-EM ends better: of `config.yaml`, which it amends, one pair with three seeds, for `inquire` |
 | `families.yaml` | three families at small budgets, three seeds, for a CPU: of `three-models.yaml` and `config.yaml` |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |

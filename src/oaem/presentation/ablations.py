@@ -4,6 +4,9 @@ An ablation is a file config/ablations/{name}.yaml that amends config/evidence.y
 holds what was measured with it; of several they all count, and of what two have the newer one's. Its runs are compared,
 seed by seed, with those of the evidence: greedy with greedy, any other initialisation with OA-EM. An epoch chosen in
 another way needs no run of its own, since every run measures all choices.
+
+The same at the demonstration's budgets: files in config/ablations/small amend config/config.yaml, and their archives
+begin with `small-`; the one that changes nothing is what the others are told from.
 """
 
 from __future__ import annotations
@@ -33,6 +36,25 @@ UNCHANGED = "the same"
 PLACE = ("model", "geometry", "beam_width", "max_epochs")
 
 Values = Mapping[tuple[str, str], Mapping[int, float]]  # perplexity by (stage, text) and seed
+Ablations = Mapping[str, tuple[Config, "pd.DataFrame | None"]]  # by name: configuration, what was measured with it
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What changes are told from: `config`, a file in config/, which those of the folder `changes` there amend.
+
+    archives: how the names of theirs begin. stages: those that its runs have.
+    """
+
+    config: str
+    changes: str
+    archives: str
+    stages: tuple[str, ...]
+
+
+AT_EVIDENCE = Bench("evidence.yaml", "ablations", "ablation-", tuple(STAGES))
+AT_DEMONSTRATION = Bench("config.yaml", "ablations/small", "small-ablation-", ("pre_pv",))
+NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -97,19 +119,19 @@ def gaps(rows: Sequence[Line]) -> list[Gap]:
     ]
 
 
-def lines(evidence: pd.DataFrame, ablations: Mapping[str, tuple[Config, pd.DataFrame | None]]) -> list[Line]:
+def lines(evidence: pd.DataFrame, ablations: Ablations, title: str = BASELINE) -> list[Line]:
     """The rows: the evidence, other choices of an epoch in it, then the ablations, each for its initialisations.
 
-    evidence: rows of metrics.csv. ablations: by name the configuration and what was measured with it, None if nothing
-    was. UserError unless all are about one model at one geometry and one search point.
+    evidence: rows of metrics.csv; title: what they are called. UserError unless all are about one model at one geometry
+    and one search point.
     """
     place = _place({name: config for name, (config, _) in ablations.items()})
     baseline = {init: perplexities(evidence, place, init) for init in INITS}
-    found = [Line(BASELINE, init, values, values) for init, values in baseline.items()]
-    for stage, title in EPOCHS.items():
+    found = [Line(title, init, values, values) for init, values in baseline.items()]
+    for stage, choice in EPOCHS.items():
         for init, values in baseline.items():
             chosen = {("post_pv", text): by_seed for (at, text), by_seed in values.items() if at == stage}
-            found.append(Line(title, init, chosen, values, stages=("post_pv",)))
+            found.append(Line(choice, init, chosen, values, stages=("post_pv",)))
     for config, measured in ablations.values():
         for init in dict.fromkeys(run.init for run in config.runs()):
             values = {} if measured is None else perplexities(measured, place, init)
@@ -129,27 +151,38 @@ def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) 
     return values
 
 
-def read_ablations(root: Path) -> dict[str, tuple[Config, pd.DataFrame | None]]:
-    """The ablations of the repository at `root`, by name, for `lines`."""
+def read_ablations(root: Path, bench: Bench = AT_EVIDENCE) -> Ablations:
+    """The ablations of a bench in the repository at `root`, for `lines`."""
     found: dict[str, tuple[Config, pd.DataFrame | None]] = {}
-    for path in sorted((root / "config/ablations").glob("*.yaml")):
-        archives = sorted((root / "archive").glob(f"ablation-{path.stem}{DATE}/metrics.csv"))
+    for path in sorted((root / "config" / bench.changes).glob("*.yaml")):
+        archives = sorted((root / "archive").glob(f"{bench.archives}{path.stem}{DATE}/metrics.csv"))
         measured = joined(map(read_csv, reversed(archives))) if archives else None
-        found[path.stem] = (load(root / "config/evidence.yaml", path), measured)
+        found[path.stem] = (load(root / "config" / bench.config, path), measured)
     return found
 
 
 def page(template: Path, root: Path) -> str:
     """The page as Markdown; the same archives give the same bytes."""
-    ablations = read_ablations(root)
     evidence = read_csv(root / "archive" / EVIDENCE / "metrics.csv")
-    absent = [name for name, (_, measured) in ablations.items() if measured is None]
-    titles = {name: config.title for name, (config, _) in ablations.items()}
-    rows = lines(evidence, ablations)
+    small = dict(read_ablations(root, AT_DEMONSTRATION))
+    plain, demonstration = small.pop(NOTHING)
     return rendered(
-        template, lines=[line for line in rows if line.measured], gaps=gaps(rows), titles=titles, absent=absent,
-        texts=TEXTS, stages=STAGES, inits=INITS, evidence=EVIDENCE,
+        template, texts=TEXTS, inits=INITS, evidence=EVIDENCE,
+        large=_view(AT_EVIDENCE, evidence, read_ablations(root), BASELINE),
+        small=None if demonstration is None else _view(AT_DEMONSTRATION, demonstration, small, plain.title),
     )  # fmt: skip
+
+
+def _view(bench: Bench, baseline: pd.DataFrame, ablations: Ablations, title: str) -> dict[str, object]:
+    """What the page shows of a bench."""
+    rows = lines(baseline, ablations, title)
+    return {
+        "lines": [line for line in rows if line.measured],
+        "gaps": gaps(rows),
+        "stages": {stage: STAGES[stage] for stage in bench.stages},
+        "titles": {name: config.title for name, (config, _) in ablations.items()},
+        "absent": [name for name, (_, measured) in ablations.items() if measured is None],
+    }
 
 
 def _over(one: Values, other: Values, stage: str, text: str) -> str:

@@ -36,6 +36,8 @@ CHANGED: dict[str, dict[str, Any]] = {
     "rounds-10": {"oaem": {"rounds": 10}},
     "row-weights": {"kmeans": {"row_weights": "squared_scale"}, "oaem": {"row_weights": "squared_scale"}},
 }
+SMALL = sorted(path.stem for path in (ROOT / "config/ablations/small").glob("*.yaml"))
+CHANGED_SMALL = CHANGED | {"more-text": {"calibration": {"windows": 48}}}
 
 
 def evidence() -> pd.DataFrame:
@@ -80,16 +82,34 @@ def test_no_measured_number_is_written_by_hand() -> None:
     assert not re.findall(r"\d+\.\d+", template)
 
 
+def assert_changes(changed: Config, plain: Config, changes: dict[str, Any], beside: set[str]) -> None:
+    """`changed` is `plain` with `changes` of quantization, and what all ablations leave out."""
+    one, other = (each.model_dump(mode="json") for each in (plain, changed))
+    for group, change in changes.items():
+        known = one["quantization"][group]
+        one["quantization"][group] = known | change if isinstance(change, dict) else change
+        assert one["quantization"][group] == other["quantization"][group]
+    for each in (one, other):
+        for key in beside | {"title", "grid"}:
+            del each[key]
+        del each["evaluation"]["downstream"]
+    assert other == one
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
+    plain = load_files(ROOT / "config/config.yaml")
+    changed = load_files(ROOT / "config/config.yaml", ROOT / f"config/ablations/small/{name}.yaml")
+    assert_changes(changed, plain, CHANGED_SMALL[name], {"pv"})
+    assert changed.pv is None
+    places = {run.path.rpartition("/")[0].replace("oaem_exact", "oaem") for run in changed.runs()}
+    assert places <= {run.path.rpartition("/")[0] for run in plain.runs()}
+    assert {run.seed for run in changed.runs()} == {42, 43, 44}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
-    plain, other = (each.model_dump(mode="json") for each in (load_files(ROOT / "config/evidence.yaml"), config(name)))
-    for group, change in CHANGED[name].items():
-        known = plain["quantization"][group]
-        plain["quantization"][group] = known | change if isinstance(change, dict) else change
-        assert plain["quantization"][group] == other["quantization"][group]
-    for each in (plain, other):
-        del each["title"], each["grid"], each["evaluation"]["downstream"]
-    assert other == plain
+    assert_changes(config(name), load_files(ROOT / "config/evidence.yaml"), CHANGED[name], set())
     runs = config(name).runs()
     evidence_runs = {run.path for run in load_files(ROOT / "config/evidence.yaml").runs()}
     assert {run.path.replace("oaem_exact", "oaem") for run in runs} <= evidence_runs
@@ -159,6 +179,28 @@ def test_archives_of_a_name_are_joined_and_the_newer_counts(tmp_path: Path) -> N
     assert row(lines(evidence(), found), "rounds-1", "oaem").change("pre_pv", "boolq") == "2.000 [2.000, 2.000]"
     text = page(TEMPLATE, tmp_path)
     assert "| OA-EM of one round | OA-EM | 42, 43, 44 |" in text and "rounds-1," not in text and "rounds-10" in text
+
+
+def test_changes_at_small_budgets_are_told_from_runs_that_nothing_changed(tmp_path: Path) -> None:
+    """Their section is there once the latter are; far perplexity 100 and 50, OA-EM's with one round twice as high."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "archive" / EVIDENCE, tmp_path / "archive" / EVIDENCE)
+    assert "demonstration" not in page(TEMPLATE, tmp_path)
+    rows = evidence().query("metric == 'perplexity' and stage == 'pre_pv' and geometry == @GEOMETRY").assign(
+        geometry="2bpp-2x6g6", beam_width=4, max_epochs=2
+    )  # fmt: skip
+    rows["value"] = rows["init"].map({"greedy": 100.0, "oaem": 50.0})
+    one = rows[rows.init == "oaem"].assign(value=100.0)
+    for name, measured in (("nothing", rows), ("rounds-1", one)):
+        (tmp_path / f"archive/small-ablation-{name}-2026-12-01").mkdir()
+        measured.to_csv(tmp_path / f"archive/small-ablation-{name}-2026-12-01/metrics.csv", index=False)
+    *_, text = page(TEMPLATE, tmp_path).partition("## At the demonstration's budgets")
+    assert "**Not run:** exact-m-step, more-text, original-inputs, rounds-10, row-weights." in text
+    cells = [["100.0 ± 0.0"] * 3, ["50.00 ± 0.00"] * 3, ["2.000 [2.000, 2.000]"] * 3, ["1.000 [1.000, 1.000]"] * 3]
+    greedy, oaem, changed, gap = (" | ".join(each) for each in cells)
+    assert f"| As in the demonstration | greedy | {greedy} |\n| As in the demonstration | OA-EM | {oaem} |" in text
+    assert f"| OA-EM of one round | OA-EM | 42, 43, 44 | {changed} |" in text
+    assert f"| As in the demonstration | {changed} |\n| OA-EM of one round | {gap} |" in text
 
 
 def test_ablations_of_two_search_points_are_refused() -> None:
