@@ -91,14 +91,36 @@ def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
     assert (tmp_path / "results/figures/seeds.svg").exists()
 
 
+def pieces_of(config: str) -> list[Path]:
+    """The folders that the command of archive/README.md names for a configuration."""
+    command = re.search(rf"^snakemake .*{config} .*from_archive='(.*)'$", README.read_text("utf-8"), re.M)
+    assert command is not None
+    return [ROOT / folder for folder in json.loads(command[1])]
+
+
+def test_another_family_fills_its_tables(tmp_path: Path) -> None:
+    """Tables 14 and 15, Qwen2.5-Coder 0.5B by a GPU, from that run's archive; no terms are asked for."""
+    pieces = pieces_of("three-models.yaml")
+    wanted = ["results/tables/table14.csv", "results/tables/table15.csv"]
+    archives = f"from_archive={json.dumps([str(piece) for piece in pieces])}"
+    code, output = rebuild(tmp_path, *wanted, "--config", archives, config="three-models.yaml", fresh=("table",))
+    assert code == 0, output
+    perplexity, tasks = (pd.read_csv(tmp_path / name).set_index("init") for name in wanted)
+    assert perplexity["missing"].isna().all() and tasks["missing"].isna().all()
+    metrics = pd.read_csv(pieces[0] / "metrics.csv").query(
+        "stage == 'post_pv' and seed == 42 and metric == 'perplexity'"
+    )
+    for label, init in (("Greedy", "greedy"), ("OA-EM", "oaem")):
+        (value,) = metrics[(metrics["dataset"] == "boolq") & (metrics["init"] == init)]["value"]
+        assert perplexity.loc[label, "post_boolq_ours"] == pytest.approx(value, abs=1e-6)
+
+
 def test_the_sweep_of_rho_is_rebuilt_from_two_pieces(tmp_path: Path) -> None:
     """By the command of archive/README.md: 8 over 8 from the one, 6 over 6 and 4 over 4 from the other."""
-    command = re.search(r"^snakemake .*rho-sweep.yaml .*(from_archive=)'(.*)'$", README.read_text("utf-8"), re.M)
-    assert command is not None
-    pieces = [ROOT / folder for folder in json.loads(command[2])]
+    pieces = pieces_of("rho-sweep.yaml")
     assert [piece.name for piece in pieces] == [EVIDENCE.name, SWEEP.name]
     wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
-    archives = command[1] + json.dumps([str(piece) for piece in pieces])
+    archives = f"from_archive={json.dumps([str(piece) for piece in pieces])}"
     code, output = rebuild(tmp_path, *wanted, "--config", archives, config="rho-sweep.yaml", fresh=("figure", "table"))
     assert code == 0, output
     table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
