@@ -54,7 +54,7 @@ def make_model(name: str, folder: Path, device: str, depth: int) -> None:
     model.save_pretrained(folder)
 
 
-def time_blocks(job: SequentialJob, tokens: torch.Tensor, stop: int, place: Path) -> list[dict[str, Any]]:
+def quantise_blocks(job: SequentialJob, tokens: torch.Tensor, stop: int, place: Path) -> list[dict[str, Any]]:
     """Quantise blocks up to `stop`; of each its seconds by phase, and the device's peak over all of them."""
     _reset(job.device)
     reports = quantize_range(job, tokens, 0, stop, place / "blocks", place / "activations")
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> None:
         )  # fmt: skip
         # PV-tuning needs all blocks of one run; the last one is quantised for the last beam width alone.
         stop = depth if index == last and options.pv_sequences else options.blocks
-        for measured in time_blocks(job, tokens, stop, place / f"b{beam_width}")[: options.blocks]:
+        for measured in quantise_blocks(job, tokens, stop, place / f"b{beam_width}")[: options.blocks]:
             measured["extrapolated_hours"] = measured["total_seconds"] * blocks_of_model / 3600
             found["blocks"].append(measured)
             print(json.dumps(measured), flush=True)

@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from end_to_end import make_model, time_block
+from end_to_end import make_model, quantise_blocks
 from run import STEPS, random_layer
 from shapes import GEOMETRY, MODELS, Stopwatch
 from torch import Tensor
@@ -124,7 +124,7 @@ def kernels_a_step(block: torch.nn.Module, problem: tuple[Tensor, Tensor, dict[s
 def time_blocks(seeds: list[int], sequences: int, device: str, place: Path, keep: Callable[[Any], None]) -> None:
     """A whole block each way for each seed, after a short one that warms up; `keep` is given each result."""
     folder = place / "model"
-    make_model(MODEL, folder, device)
+    make_model(MODEL, folder, device, 2)
     config = load_config(folder)
     tokens = torch.randint(
         config.vocab_size, (sequences, WINDOW), generator=generator(0, "launches"), dtype=torch.int32
@@ -137,7 +137,7 @@ def time_blocks(seeds: list[int], sequences: int, device: str, place: Path, keep
                 fingerprint="benchmark",
             )  # fmt: skip
             with way():
-                measured = time_block(job, tokens[:4] if few else tokens, 1, place / f"{name}-{seed}-{few}")
+                (measured,) = quantise_blocks(job, tokens[:4] if few else tokens, 1, place / f"{name}-{seed}-{few}")
             if not few:
                 keep({"phase": "block", "way": name, "seed": seed, "sequences": sequences, **measured})
 
