@@ -9,6 +9,9 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 DATE = "-????-??-??"  # how the name of an archive ends, as a pattern of file names
+TEXTS = {"wikihow": "WikiHow (in-domain)", "lambada": "LAMBADA (near)", "boolq": "Wikipedia (far)"}
+STAGES = {"pre_pv": "before PV", "post_pv": "after PV"}
+INITS = {"greedy": "greedy", "oaem": "OA-EM"}
 
 
 def rendered(template: Path, **values: object) -> str:
