@@ -50,6 +50,11 @@ def layer_pairs(directions: pd.DataFrame, column: str) -> pd.DataFrame:
     return directions.pivot(index=["seed", "block", "linear"], columns="init", values=column).dropna()
 
 
+def lower_layers(pairs: pd.DataFrame) -> str:
+    """In how many layers of all seeds OA-EM's error is the lower one."""
+    return f"{int((pairs['oaem'] < pairs['greedy']).sum())} of {len(pairs)}"
+
+
 def _read(folders: Sequence[Path], name: str) -> pd.DataFrame:
     import pandas as pd
 

@@ -19,6 +19,7 @@ from oaem.measurements.table import joined, read_csv
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
+from oaem.presentation.models_compared import Compared
 from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
 from oaem.presentation.pairs import Pairs
 from oaem.presentation.spread import paired_ratios, ratio_spread
@@ -124,6 +125,7 @@ def page(template: Path, archives: Path) -> str:
     return rendered(
         template,
         **functions,
+        models=Compared(archives),
         why=Why(archives),
         linears=(*LINEARS, ""),
         replaced=REPLACED,

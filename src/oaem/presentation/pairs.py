@@ -19,11 +19,12 @@ class Pairs:
 
     def __init__(self, runs: Mapping[str, pd.DataFrame]) -> None:
         self.runs = runs
+        # Asked for hundreds of times a page: found once.
+        self._perplexities = {label: _perplexities(rows) for label, rows in runs.items()}
 
     def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
         """Perplexity by seed, empty where it was not run."""
-        frame = self._rows(label, metric="perplexity", init=init, stage=stage, dataset=text)
-        return {int(seed): float(value) for seed, value in zip(frame["seed"], frame["value"], strict=True)}
+        return self._perplexities[label].get((init, stage, text), {})
 
     def ratios(self, label: str, stage: str, text: str) -> dict[int, float]:
         """Greedy over OA-EM by seed."""
@@ -41,8 +42,7 @@ class Pairs:
 
     def ratio(self, label: str, stage: str, text: str) -> str:
         """The paired ratio with its interval."""
-        ratios = list(self.ratios(label, stage, text).values())
-        return interval(ratio_spread(ratios)) if ratios else NOT_RUN
+        return over_seeds(self.ratios(label, stage, text))
 
     def seeds(self, label: str, stage: str = "pre_pv") -> str:
         """The seeds of a case's pairs at a stage."""
@@ -83,3 +83,18 @@ class Pairs:
         for column, value in wanted.items():
             frame = frame[frame[column] == value]
         return frame
+
+
+def over_seeds(ratios: Mapping[int, float]) -> str:
+    """Geometric mean of ratios by seed with its interval; one seed alone has none."""
+    return interval(ratio_spread(list(ratios.values()))) if ratios else NOT_RUN
+
+
+def _perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, float]]:
+    """By initialisation, stage and text, then by seed."""
+    rows = rows[rows["metric"] == "perplexity"]
+    keys = zip(rows["init"], rows["stage"], rows["dataset"], strict=True)
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for key, seed, value in zip(keys, rows["seed"], rows["value"], strict=True):
+        found.setdefault(key, {})[int(seed)] = float(value)
+    return found

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaem.presentation.archived import archived, layer_pairs, where
-from oaem.presentation.pages import DATE, mean_and_deviation
-from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.archived import archived, layer_pairs, lower_layers, where
+from oaem.presentation.pages import DATE, INITS, mean_and_deviation
+from oaem.presentation.pairs import over_seeds
+from oaem.presentation.spread import paired_ratios
 from oaem.presentation.tables.build import NOT_RUN
-from oaem.presentation.trend import interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-INITS = ("greedy", "oaem")
 WALK = "walk"
 MEASURES = {
     WALK: "relative_error",
@@ -171,9 +170,9 @@ class Why:
         inquiry = self.inquiries[label]
         whole = inquiry.changes("oaem", "everything", OTHER, text)
         if not part:
-            return _interval(whole)
+            return over_seeds(whole)
         moved = paired_ratios(*(inquiry.changes(init, part, giver, text) for init in INITS))
-        return _interval({seed: whole[seed] * change for seed, change in moved.items()})
+        return over_seeds({seed: whole[seed] * change for seed, change in moved.items()})
 
     def error(self, label: str, measure: str, init: str, linear: str = "") -> str:
         """Mean relative error over blocks and seeds."""
@@ -181,12 +180,11 @@ class Why:
 
     def error_ratio(self, label: str, measure: str, linear: str = "") -> str:
         """Greedy over OA-EM, seed by seed: mean and interval."""
-        return _interval(self.inquiries[label].error_ratios(measure, linear))
+        return over_seeds(self.inquiries[label].error_ratios(measure, linear))
 
     def lower(self, label: str, measure: str) -> str:
         """In how many layers of all seeds OA-EM's error is the lower one."""
-        pairs = layer_pairs(self.inquiries[label].directions, MEASURES[measure])
-        return f"{int((pairs['oaem'] < pairs['greedy']).sum())} of {len(pairs)}"
+        return lower_layers(layer_pairs(self.inquiries[label].directions, MEASURES[measure]))
 
     def share(self, label: str, column: str, init: str) -> str:
         """Mean over layers and seeds of a share, such as that of the error in the worst hundredth of rows."""
@@ -199,7 +197,7 @@ class Why:
 
     def change(self, label: str, init: str, part: str, giver: str, text: str) -> str:
         """How many times the untouched model's perplexity a replacement makes: mean and interval over seeds."""
-        return _interval(self.inquiries[label].changes(init, part, giver, text))
+        return over_seeds(self.inquiries[label].changes(init, part, giver, text))
 
     def changes(self, label: str, init: str, group: str, text: str) -> str:
         """The smallest and the largest of such changes over blocks, or kinds of linears, and seeds."""
@@ -230,7 +228,3 @@ def short(name: str) -> str:
 
 def _mean(values: Mapping[int, float]) -> str:
     return f"{sum(values.values()) / len(values):.4f}" if values else NOT_RUN
-
-
-def _interval(values: Mapping[int, float]) -> str:
-    return interval(ratio_spread(list(values.values()))) if values else NOT_RUN
