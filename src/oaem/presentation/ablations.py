@@ -20,8 +20,8 @@ from oaem.config.grid import Run
 from oaem.config.schema import Config, load
 from oaem.errors import UserError
 from oaem.measurements.table import joined, read_csv
-from oaem.presentation.findings import EVIDENCE, INITS, STAGES, TEXTS
-from oaem.presentation.pages import DATE, mean_and_deviation, rendered
+from oaem.presentation.findings import EVIDENCE
+from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviation, rendered
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import interval

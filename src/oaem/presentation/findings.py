@@ -10,7 +10,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
@@ -20,18 +19,14 @@ from oaem.measurements.table import joined, read_csv
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
-from oaem.presentation.pages import mean_and_deviation, rendered
+from oaem.presentation.models_compared import Compared
+from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
+from oaem.presentation.pairs import Pairs
 from oaem.presentation.spread import paired_ratios, ratio_spread
-from oaem.presentation.tables.build import NOT_RUN
-from oaem.presentation.trend import Rung, Trend, interval
+from oaem.presentation.trend import Trend, interval
 from oaem.presentation.why import LINEARS, REPLACED, Why
 from oaem.runtime.atomic import write_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-TEXTS = {"wikihow": "WikiHow (in-domain)", "lambada": "LAMBADA (near)", "boolq": "Wikipedia (far)"}
-STAGES = {"pre_pv": "before PV", "post_pv": "after PV"}
 COLORS = {"pre_pv": "#a03c28", "post_pv": "#1f4e79"}
 
 
@@ -54,62 +49,29 @@ CASES = (
 SWEEP = tuple(Case((EVIDENCE, SWEPT), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3))
 """The sweep of rho at one bit rate, from the smallest rho upwards."""
 ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
-INITS = {"greedy": "greedy", "oaem": "OA-EM"}
 
 
-class Numbers:
-    """What the page may quote; every method returns text, with the same rounding everywhere."""
+class Numbers(Pairs):
+    """What the page may quote of cases and sweep; every method that a text calls returns text."""
 
     def __init__(self, archives: Path) -> None:
         found = {name: read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT, ON_ORIGINAL)}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
-        self.runs: dict[str, pd.DataFrame] = {}
+        runs = {}
         for case in (*CASES, *SWEEP, ORIGINAL):
             rows = joined(found[name] for name in case.archives)
-            self.runs[case.label] = rows[rows["geometry"] == case.geometry]
-
-    def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
-        """Perplexity by seed, empty where it was not run."""
-        frame = self._rows(label, metric="perplexity", init=init, stage=stage, dataset=text)
-        return {int(seed): float(value) for seed, value in zip(frame["seed"], frame["value"], strict=True)}
-
-    def ratios(self, label: str, stage: str, text: str) -> dict[int, float]:
-        """Greedy over OA-EM by seed."""
-        return paired_ratios(*(self.by_seed(label, init, stage, text) for init in ("greedy", "oaem")))
-
-    def measured(self, label: str, stage: str) -> bool:
-        """Whether there are pairs of runs at a stage."""
-        return bool(self.ratios(label, stage, "boolq"))
+            runs[case.label] = rows[rows["geometry"] == case.geometry]
+        super().__init__(runs)
 
     def original(self, text: str) -> str:
         """Perplexity of the unquantised model."""
         (value,) = self.unquantised[self.unquantised["dataset"] == text]["value"]
         return f"{value:.2f}"
 
-    def mean(self, label: str, init: str, stage: str, text: str) -> str:
-        """Mean and sample standard deviation over the seeds that have a pair; one seed alone has no deviation."""
-        seeds = self.ratios(label, stage, text)
-        values = [value for seed, value in self.by_seed(label, init, stage, text).items() if seed in seeds]
-        return mean_and_deviation(values) if values else NOT_RUN
-
     def span(self, label: str, init: str, stage: str, text: str) -> str:
         """The smallest and the largest seed."""
         values = self.by_seed(label, init, stage, text).values()
         return f"{min(values):.1f} to {max(values):.1f}"
-
-    def ratio(self, label: str, stage: str, text: str) -> str:
-        """The paired ratio with its interval."""
-        ratios = list(self.ratios(label, stage, text).values())
-        return interval(ratio_spread(ratios)) if ratios else NOT_RUN
-
-    def seeds(self, label: str) -> str:
-        """The seeds of a case's pairs before PV-tuning."""
-        return ", ".join(map(str, self.ratios(label, "pre_pv", "boolq")))
-
-    def better(self, label: str, stage: str, text: str) -> str:
-        """With how many seeds OA-EM has the lower perplexity."""
-        ratios = self.ratios(label, stage, text).values()
-        return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
 
     def growth(self, label: str, stage: str) -> str:
         """The ratio on the far text over that in-domain, paired by seed."""
@@ -135,33 +97,15 @@ class Numbers:
         values = list(self.by_seed(label, init, stage, text).values())
         return f"{100 * statistics.stdev(values) / statistics.fmean(values):.1f} %"
 
-    def rho(self, label: str) -> str:
-        """The smallest and the largest representational ratio of a layer."""
-        values = self._rows(label, metric="rho")["value"]
-        return " to ".join(f"{float(f'{end:.2g}'):g}" for end in (values.min(), values.max()))
-
-    def error(self, label: str, init: str) -> str:
-        """Mean relative output error of the layers."""
-        return f"{self._error(label, init):.4f}"
-
-    def bits(self, label: str) -> str:
-        """Bits a quantised weight with codebooks and scales."""
-        return f"{self._bits(label):.2f}"
-
     def unswept(self, stage: str) -> str:
         """The geometries of the sweep that have no pair of runs at a stage."""
         return ", ".join(case.label for case in SWEEP if not self.measured(case.label, stage))
 
     def trend(self, stage: str) -> Trend:
         """The sweep of rho: its geometries with a pair of runs at a stage, for what is said of all of them together."""
-        rungs = []
-        for case in SWEEP:
-            if self.measured(case.label, stage):
-                ratios = {(stage, text): self.ratios(case.label, stage, text) for text in TEXTS}
-                errors = {init: self._error(case.label, init) for init in ("greedy", "oaem")}
-                bits = Geometry.parse(case.geometry).bits_per_parameter
-                rungs.append(Rung(case.label, bits, self._bits(case.label), errors, ratios))
-        return Trend(rungs)
+        measured = [case for case in SWEEP if self.measured(case.label, stage)]
+        rates = {case.label: Geometry.parse(case.geometry).bits_per_parameter for case in measured}
+        return Trend([self.rung(label, stage, rate) for label, rate in rates.items()])
 
     def seconds(self, label: str, stage: str, init: str, phase: str = "total") -> str:
         """Mean seconds of a run."""
@@ -170,18 +114,6 @@ class Numbers:
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> list[float]:
         one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
         return list(paired_ratios(one, other).values())
-
-    def _error(self, label: str, init: str) -> float:
-        return float(self._rows(label, metric="relative_error", init=init)["value"].mean())
-
-    def _bits(self, label: str) -> float:
-        return float(self._rows(label, metric="true_bits")["value"].mean())
-
-    def _rows(self, label: str, **wanted: str) -> pd.DataFrame:
-        frame = self.runs[label]
-        for column, value in wanted.items():
-            frame = frame[frame[column] == value]
-        return frame
 
 
 def page(template: Path, archives: Path) -> str:
@@ -193,6 +125,7 @@ def page(template: Path, archives: Path) -> str:
     return rendered(
         template,
         **functions,
+        models=Compared(archives),
         why=Why(archives),
         linears=(*LINEARS, ""),
         replaced=REPLACED,

@@ -25,6 +25,38 @@ class Rung:
     ratios: Mapping[tuple[str, str], Ratios]
 
 
+@dataclass(frozen=True)
+class Tally:
+    """How often OA-EM wins in comparisons, each the ratios of one stage and one text by seed; none of them is empty."""
+
+    found: Sequence[Ratios]
+
+    @property
+    def won(self) -> int:
+        """In how many its mean perplexity is lower."""
+        return sum(ratio_spread(list(ratios.values())).mean > 1 for ratios in self.found)
+
+    @property
+    def words(self) -> str:
+        """The same, out of how many, and in how many it is lower with every seed."""
+        every = sum(all(ratio > 1 for ratio in ratios.values()) for ratios in self.found)
+        return f"{_of(self.won, len(self.found), 'comparison')}, with every seed in {every}"
+
+    @property
+    def pairs(self) -> str:
+        """The same, pair by pair."""
+        single = [ratio for ratios in self.found for ratio in ratios.values()]
+        return f"{sum(ratio > 1 for ratio in single)} of {len(single)}"
+
+    @property
+    def intervals(self) -> str:
+        """Where the intervals lie, of those comparisons that have one."""
+        over = [ratio_spread(list(ratios.values())) for ratios in self.found]
+        ends = [(each.low, each.high) for each in over if each.low is not None and each.high is not None]
+        above, below = sum(low > 1 for low, _ in ends), sum(high < 1 for _, high in ends)
+        return f"{above} above 1, {below} below 1 and {len(ends) - above - below} around it"
+
+
 class Trend:
     """A sweep from its smallest rho upwards; every rung has every ratio that is asked for."""
 
@@ -44,7 +76,7 @@ class Trend:
         means = [over.mean for over in self.spreads(stage, text)]
         shared = sorted(set.intersection(*(set(rung.ratios[stage, text]) for rung in self.rungs)))
         by_seed = [_growing([rung.ratios[stage, text][seed] for rung in self.rungs]) for seed in shared]
-        words = f"{_growing(means)} of {len(means) - 1} ({', '.join(map(str, by_seed))})"
+        words = f"{_growing(means)} of {len(means) - 1} ({', '.join(map(str, by_seed)) or 'no seed in common'})"
         largest = self.rungs[means.index(max(means))]
         return words if largest is self.rungs[-1] else f"{words}; largest at {largest.name}"
 
@@ -69,15 +101,16 @@ class Trend:
 
     def wins(self, stage: str, texts: Collection[str]) -> str:
         """In how many comparisons of a stage OA-EM has the lower mean perplexity, and in how many with every seed."""
-        found = [rung.ratios[stage, text] for rung in self.rungs for text in texts]
-        mean = sum(ratio_spread(list(ratios.values())).mean > 1 for ratios in found)
-        every = sum(all(ratio > 1 for ratio in ratios.values()) for ratios in found)
-        return f"{_of(mean, len(found), 'comparison')}, with every seed in {every}"
+        return Tally([rung.ratios[stage, text] for rung in self.rungs for text in texts]).words
 
     def ends(self, stage: str, text: str) -> Spread:
         """The ratio at the largest rho over that at the smallest, paired by seed."""
+        return ratio_spread(list(self.end_ratios(stage, text).values()))
+
+    def end_ratios(self, stage: str, text: str) -> Ratios:
+        """The same by seed; empty if the two ends have none in common."""
         first, last = (rung.ratios[stage, text] for rung in (self.rungs[0], self.rungs[-1]))
-        return ratio_spread(list(paired_ratios(last, first).values()))
+        return paired_ratios(last, first)
 
     def heavy(self) -> list[Rung]:
         """Rungs whose codebooks and scales take more bits than their codes."""

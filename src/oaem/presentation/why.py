@@ -7,20 +7,20 @@ without an archive yet is "not run"; one that comes later, under a name that its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaem.presentation.pages import DATE, mean_and_deviation
-from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.archived import archived, layer_pairs, lower_layers, where
+from oaem.presentation.pages import DATE, INITS, mean_and_deviation
+from oaem.presentation.pairs import over_seeds
+from oaem.presentation.spread import paired_ratios
 from oaem.presentation.tables.build import NOT_RUN
-from oaem.presentation.trend import interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-INITS = ("greedy", "oaem")
 WALK = "walk"
 MEASURES = {
     WALK: "relative_error",
@@ -71,16 +71,9 @@ class Inquiry:
     def __init__(self, case: Case, archives: Path) -> None:
         self.case = case
         self.folders = sorted(archives.glob(case.archives))
-        metrics, exchange, directions = (
-            _rows([folder / f"{name}.csv" for folder in self.folders], case)
-            for name in ("metrics", "exchange", "directions")
-        )
-        self.unquantised = _where(metrics, stage="fp16", metric="perplexity")
-        newest = metrics.groupby(["init", "seed"], as_index=False)["archive"].max() if len(metrics) else metrics
-        self.metrics, self.exchange, self.directions = (
-            rows.merge(newest, on=["init", "seed", "archive"]) if len(rows) else rows
-            for rows in (metrics, exchange, directions)
-        )
+        found = archived(self.folders, case.geometry, case.search)
+        self.metrics, self.exchange, self.directions = found.metrics, found.exchange, found.directions
+        self.unquantised = where(found.unquantised, metric="perplexity")
 
     def untouched(self, init: str, text: str) -> Values:
         """Perplexity before PV-tuning by seed."""
@@ -88,15 +81,15 @@ class Inquiry:
 
     def original(self, text: str) -> float:
         """Perplexity of the unquantised model."""
-        return float(_where(self.unquantised, dataset=text)["value"].iloc[-1])
+        return float(where(self.unquantised, dataset=text)["value"].iloc[-1])
 
     def layer_error(self, measure: str, init: str, linear: str = "") -> Values:
         """Mean over blocks of a linear's relative error, by seed; over all linears without a name."""
         if measure == WALK:
-            rows = _where(self.metrics, metric="relative_error", init=init)
+            rows = where(self.metrics, metric="relative_error", init=init)
             name, value = "dataset", "value"
         else:
-            rows, name, value = _where(self.directions, init=init), "linear", MEASURES[measure]
+            rows, name, value = where(self.directions, init=init), "linear", MEASURES[measure]
         if rows.empty:
             return {}
         rows = rows[rows[name].map(short) == linear] if linear else rows
@@ -177,9 +170,9 @@ class Why:
         inquiry = self.inquiries[label]
         whole = inquiry.changes("oaem", "everything", OTHER, text)
         if not part:
-            return _interval(whole)
+            return over_seeds(whole)
         moved = paired_ratios(*(inquiry.changes(init, part, giver, text) for init in INITS))
-        return _interval({seed: whole[seed] * change for seed, change in moved.items()})
+        return over_seeds({seed: whole[seed] * change for seed, change in moved.items()})
 
     def error(self, label: str, measure: str, init: str, linear: str = "") -> str:
         """Mean relative error over blocks and seeds."""
@@ -187,17 +180,15 @@ class Why:
 
     def error_ratio(self, label: str, measure: str, linear: str = "") -> str:
         """Greedy over OA-EM, seed by seed: mean and interval."""
-        return _interval(self.inquiries[label].error_ratios(measure, linear))
+        return over_seeds(self.inquiries[label].error_ratios(measure, linear))
 
     def lower(self, label: str, measure: str) -> str:
         """In how many layers of all seeds OA-EM's error is the lower one."""
-        frame = self.inquiries[label].directions
-        pairs = frame.pivot(index=["seed", "block", "linear"], columns="init", values=MEASURES[measure]).dropna()
-        return f"{int((pairs['oaem'] < pairs['greedy']).sum())} of {len(pairs)}"
+        return lower_layers(layer_pairs(self.inquiries[label].directions, MEASURES[measure]))
 
     def share(self, label: str, column: str, init: str) -> str:
         """Mean over layers and seeds of a share, such as that of the error in the worst hundredth of rows."""
-        return f"{100 * _where(self.inquiries[label].directions, init=init)[column].mean():.0f} %"
+        return f"{100 * where(self.inquiries[label].directions, init=init)[column].mean():.0f} %"
 
     def shares(self, label: str, column: str) -> str:
         """The smallest and the largest mean of a share over the kinds of linears."""
@@ -206,7 +197,7 @@ class Why:
 
     def change(self, label: str, init: str, part: str, giver: str, text: str) -> str:
         """How many times the untouched model's perplexity a replacement makes: mean and interval over seeds."""
-        return _interval(self.inquiries[label].changes(init, part, giver, text))
+        return over_seeds(self.inquiries[label].changes(init, part, giver, text))
 
     def changes(self, label: str, init: str, group: str, text: str) -> str:
         """The smallest and the largest of such changes over blocks, or kinds of linears, and seeds."""
@@ -225,27 +216,8 @@ class Why:
         return mean if len(shares) == 1 else f"{mean} ({min(shares):.0f} to {max(shares):.0f})"
 
 
-def _rows(paths: Sequence[Path], case: Case) -> pd.DataFrame:
-    """The rows of one table of all archives, the case's and the unquantised model's, with their archive's name."""
-    import pandas as pd
-
-    frames = [pd.read_csv(path).assign(archive=path.parent.name) for path in paths if path.exists()]
-    if not frames:
-        return pd.DataFrame()
-    rows = pd.concat(frames, ignore_index=True)
-    ours = (rows["geometry"] == case.geometry) & (rows[["beam_width", "max_epochs"]] == case.search).all(axis=1)
-    return rows[ours | rows["geometry"].isna()]
-
-
-def _where(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    for column, value in wanted.items():
-        if not frame.empty:
-            frame = frame[frame[column] == value]
-    return frame
-
-
 def _by_seed(frame: pd.DataFrame, value: str = "value", **wanted: object) -> Values:
-    rows = _where(frame, **wanted)
+    rows = where(frame, **wanted)
     return {} if rows.empty else {int(seed): float(each) for seed, each in zip(rows["seed"], rows[value], strict=True)}
 
 
@@ -256,7 +228,3 @@ def short(name: str) -> str:
 
 def _mean(values: Mapping[int, float]) -> str:
     return f"{sum(values.values()) / len(values):.4f}" if values else NOT_RUN
-
-
-def _interval(values: Mapping[int, float]) -> str:
-    return interval(ratio_spread(list(values.values()))) if values else NOT_RUN

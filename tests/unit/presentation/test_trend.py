@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from oaem.presentation.trend import Rung, Trend
+from oaem.presentation.trend import Rung, Tally, Trend
 
 FAR = ("pre_pv", "far")
 NAMES = ("12 bit over 12", "8 bit over 8", "6 bit over 6", "3 bit over 3")
@@ -32,6 +32,20 @@ def test_steps_are_counted_in_the_mean_and_by_seed() -> None:
     assert FALLING.steps(*FAR) == "0 of 3 (0, 0); largest at 12 bit over 12"
     assert PEAKED.steps(*FAR) == "1 of 3 (1, 1); largest at 8 bit over 8"
     assert [each.growing_texts("pre_pv", ["far"]) for each in (GROWING, PEAKED)] == ["1 of 1 text", "0 of 1 text"]
+
+
+def test_rungs_without_a_seed_in_common_are_compared_in_the_mean_alone() -> None:
+    apart = sweep({1: 0.9}, {2: 1.0}, {3: 1.2}, {4: 2.0})
+    assert apart.steps(*FAR) == "3 of 3 (no seed in common)"
+
+
+def test_a_tally_counts_means_seeds_and_intervals() -> None:
+    above, below, around, alone = {1: 1.2, 2: 1.2}, {1: 0.8, 2: 0.8}, {1: 0.9, 2: 1.3}, {1: 1.1}
+    tally = Tally([above, below, around, alone])
+    assert tally.won == 3, "the geometric mean of 0.9 and 1.3 is 1.08"
+    assert tally.words == "3 of 4 comparisons, with every seed in 2"
+    assert tally.pairs == "4 of 7"
+    assert tally.intervals == "1 above 1, 1 below 1 and 1 around it"
 
 
 def test_above_and_below_are_by_students_interval() -> None:

@@ -1,0 +1,100 @@
+"""Pairs of runs, greedy and OA-EM of one seed, as pages quote them: every number as text, rounded the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from oaem.presentation.pages import INITS, TEXTS, mean_and_deviation
+from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.tables.build import NOT_RUN
+from oaem.presentation.trend import Rung, interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Pairs:
+    """Rows of metrics.csv by what the page calls their runs: one model, geometry and search point to a label."""
+
+    def __init__(self, runs: Mapping[str, pd.DataFrame]) -> None:
+        self.runs = runs
+        # Asked for hundreds of times a page: found once.
+        self._perplexities = {label: _perplexities(rows) for label, rows in runs.items()}
+
+    def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
+        """Perplexity by seed, empty where it was not run."""
+        return self._perplexities[label].get((init, stage, text), {})
+
+    def ratios(self, label: str, stage: str, text: str) -> dict[int, float]:
+        """Greedy over OA-EM by seed."""
+        return paired_ratios(*(self.by_seed(label, init, stage, text) for init in INITS))
+
+    def measured(self, label: str, stage: str) -> bool:
+        """Whether there are pairs of runs at a stage, on every text."""
+        return all(self.ratios(label, stage, text) for text in TEXTS)
+
+    def mean(self, label: str, init: str, stage: str, text: str) -> str:
+        """Mean and sample standard deviation over the seeds that have a pair; one seed alone has no deviation."""
+        seeds = self.ratios(label, stage, text)
+        values = [value for seed, value in self.by_seed(label, init, stage, text).items() if seed in seeds]
+        return mean_and_deviation(values) if values else NOT_RUN
+
+    def ratio(self, label: str, stage: str, text: str) -> str:
+        """The paired ratio with its interval."""
+        return over_seeds(self.ratios(label, stage, text))
+
+    def seeds(self, label: str, stage: str = "pre_pv") -> str:
+        """The seeds of a case's pairs at a stage."""
+        return ", ".join(map(str, self.ratios(label, stage, "boolq"))) or NOT_RUN
+
+    def better(self, label: str, stage: str, text: str) -> str:
+        """With how many seeds OA-EM has the lower perplexity."""
+        ratios = self.ratios(label, stage, text).values()
+        return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
+
+    def rho(self, label: str) -> str:
+        """The smallest and the largest representational ratio of a layer."""
+        values = self._rows(label, metric="rho")["value"]
+        return " to ".join(f"{float(f'{end:.2g}'):g}" for end in (values.min(), values.max()))
+
+    def error(self, label: str, init: str) -> str:
+        """Mean relative output error of the layers."""
+        return f"{self._error(label, init):.4f}"
+
+    def bits(self, label: str) -> str:
+        """Bits a quantised weight with codebooks and scales."""
+        return f"{self._bits(label):.2f}"
+
+    def rung(self, label: str, stage: str, code_bits: float) -> Rung:
+        """A case as a trend compares it with others, by its ratios at one stage."""
+        ratios = {(stage, text): self.ratios(label, stage, text) for text in TEXTS}
+        errors = {init: self._error(label, init) for init in INITS}
+        return Rung(label, code_bits, self._bits(label), errors, ratios)
+
+    def _error(self, label: str, init: str) -> float:
+        return float(self._rows(label, metric="relative_error", init=init)["value"].mean())
+
+    def _bits(self, label: str) -> float:
+        return float(self._rows(label, metric="true_bits")["value"].mean())
+
+    def _rows(self, label: str, **wanted: str) -> pd.DataFrame:
+        frame = self.runs[label]
+        for column, value in wanted.items():
+            frame = frame[frame[column] == value]
+        return frame
+
+
+def over_seeds(ratios: Mapping[int, float]) -> str:
+    """Geometric mean of ratios by seed with its interval; one seed alone has none."""
+    return interval(ratio_spread(list(ratios.values()))) if ratios else NOT_RUN
+
+
+def _perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, float]]:
+    """By initialisation, stage and text, then by seed."""
+    rows = rows[rows["metric"] == "perplexity"]
+    keys = zip(rows["init"], rows["stage"], rows["dataset"], strict=True)
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for key, seed, value in zip(keys, rows["seed"], rows["value"], strict=True):
+        found.setdefault(key, {})[int(seed)] = float(value)
+    return found

@@ -1,0 +1,93 @@
+"""Section "Across models" of other archives than today's: its rows appear and its sentences turn with them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from oaem.presentation.findings import EVIDENCE, page
+from oaem.presentation.models_compared import BUDGETS
+from tests.unit.presentation.paper_metrics import ROOT
+from tests.unit.presentation.test_findings import TEMPLATE
+from tests.unit.presentation.test_models_compared import SMALL, invent
+
+ARCHIVE = ROOT / "archive"
+PUBLISHED = "three-models-2026-11-29"  # what these tests know of it does not change with archives that come later
+
+
+def archives(target: Path, *others: str) -> Path:
+    """The published archives, of other models only those of these names."""
+    for folder in ARCHIVE.iterdir():
+        if folder.is_dir() and (folder.name in others or not folder.name.startswith(("three-models-", "families-"))):
+            (target / folder.name).symlink_to(folder)
+    return target
+
+
+def test_sentences_follow_the_archive(tmp_path: Path) -> None:
+    """Had greedy's perplexities with Qwen been twice as high, each sentence would say the opposite."""
+    archives(tmp_path, PUBLISHED)
+    before = page(TEMPLATE, tmp_path)
+    (tmp_path / PUBLISHED).unlink()
+    shutil.copytree(ARCHIVE / PUBLISHED, tmp_path / PUBLISHED)
+    rows = pd.read_csv(tmp_path / PUBLISHED / "metrics.csv")
+    rows.loc[(rows["init"] == "greedy") & (rows["metric"] == "perplexity"), "value"] *= 2
+    rows.to_csv(tmp_path / PUBLISHED / "metrics.csv", index=False)
+    after = page(TEMPLATE, tmp_path)
+    turning = (
+        ("**Does OA-EM beat greedy with every model?** No", "with every model?** With every one that was measured"),
+        ("**With Qwen2.5-Coder 0.5B OA-EM does not beat greedy**", "**With Qwen2.5-Coder 0.5B OA-EM beats greedy**"),
+        ("- **A larger rho does not go with a larger advantage**", "- **A larger rho goes with a larger advantage**"),
+        ("as the far ratio before PV-tuning in 1 of 1", "as the far ratio before PV-tuning in 0 of 1"),
+    )
+    for one, other in turning:
+        assert (one in before, other in before) == (True, False)
+        assert (one in after, other in after) == (False, True)
+    assert "So rho alone does not tell" in before
+    assert "So rho alone does not tell" not in after
+
+
+def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
+    """Families at the demonstration's budgets: rows, the order by errors and by rho; no more listed as not run."""
+    budgets = BUDGETS[1]
+    folder = archives(tmp_path, PUBLISHED) / "families-2026-12-01"
+    folder.mkdir()
+    rows = pd.concat(pd.read_csv(ARCHIVE / name / "metrics.csv") for name in (EVIDENCE, PUBLISHED))
+    rows = rows[rows["stage"].isin(["fp16", "pre_pv", "layers"]) & (rows["geometry"].isna() | (rows["bpp"] == 2))]
+    rows.loc[rows["geometry"].notna(), ["beam_width", "max_epochs"]] = budgets.search
+    rows.to_csv(folder / "metrics.csv", index=False)
+    own = pd.read_csv(ARCHIVE / PUBLISHED / "directions.csv")
+    own = own.assign(beam_width=budgets.search[0], max_epochs=budgets.search[1])
+    better = own.assign(model="smollm2-135m")
+    better.loc[better["init"] == "oaem", "relative_error"] *= 0.5
+    pd.concat([own, better]).to_csv(folder / "directions.csv", index=False)
+    text = " ".join(page(TEMPLATE, tmp_path).split())
+    assert "| demonstration | Qwen2.5-Coder 0.5B | before PV | Wikipedia (far) |" in text
+    assert (
+        "With the budgets of the demonstration the far ratio grows from model to model at 1 of 1 steps in the order of "
+        "these errors, at 0 of 1 in the order of rho."
+    ) in text
+    missing = text.partition("**Not run:**")[2]
+    assert "Gemma 3 270M (demonstration)" in missing
+    assert "Qwen2.5-Coder 0.5B (demonstration)" not in missing
+
+
+def test_what_smollm2_lacks_elsewhere_is_said_until_it_is_there(tmp_path: Path) -> None:
+    """Its tasks and layer errors at the paper's budgets concern sentences of other sections."""
+    archives(tmp_path, PUBLISHED)
+    before = page(TEMPLATE, tmp_path)
+    layers, accuracies = {42: [(0.03, 0.01)]}, {42: (0.4, 0.5)}
+    invent(tmp_path / "three-models-2026-12-01", SMALL, {42: (60, 50)}, layers=layers, accuracies=accuracies)
+    after = " ".join(page(TEMPLATE, tmp_path).split())
+    assert "zero-shot tasks of A to C;" in before
+    assert "zero-shot tasks of A and C;" in after
+    assert "- **The paper's budgets (B)**: not run." in before
+    assert "(B)**: in \"Across models\" greedy's error on the model's inputs is 3.000 times OA-EM's;" in after
+
+
+def test_without_other_models_the_page_names_none(tmp_path: Path) -> None:
+    text = page(TEMPLATE, archives(tmp_path))
+    assert "three seeds. Made from" in text
+    assert "A larger rho" not in text
+    assert "Zero-shot after PV-tuning" not in text
