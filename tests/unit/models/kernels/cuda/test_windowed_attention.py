@@ -85,6 +85,7 @@ def test_wide_heads_without_a_window() -> None:
         exact, functional.scaled_dot_product_attention(*leaves, is_causal=True, scale=0.1, enable_gqa=True)
     )
     found = attention_gradients_triton(incoming, *parts, exact.detach(), logs.detach(), 0.1)
+    assert all(part.transpose(1, 2).is_contiguous() for part in found)
     for ours, right in zip(found, torch.autograd.grad(exact, leaves, incoming), strict=True):
         close(ours, right)
 
