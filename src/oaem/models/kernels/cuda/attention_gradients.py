@@ -174,6 +174,22 @@ def attention_gradients_triton(
     `fits`. logsumexp: float32, contiguous, [batch, heads, tokens], of the scaled scores that are seen. A query sees its
     own place and the window - 1 before it, all of them if `window` is 0.
     """
+    apart = query.shape[1] // key.shape[1] if query.shape[3] > 128 else 1
+    if apart == 1:
+        return _gradients(gradient, query, key, value, result, logsumexp, scaling, window, query.dtype)
+    # A program walks all the heads that share its keys. Models with wide heads have few of both, hence few programs,
+    # each of which takes long: here every head has keys of its own, and their gradients are added.
+    key, value = (part.repeat_interleave(apart, 1) for part in (key, value))
+    found = _gradients(gradient, query, key, value, result, logsumexp, scaling, window, torch.float32)
+    by_key, by_value = (part.transpose(1, 2).unflatten(2, (-1, apart)).sum(3).to(query.dtype) for part in found[1:])
+    return found[0], by_key.transpose(1, 2), by_value.transpose(1, 2)
+
+
+def _gradients(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, result: Tensor, logsumexp: Tensor, scaling: float,
+    window: int, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same by the kernels alone, those by key and value in `dtype`."""
     parts = [part if part.stride(3) == 1 else part.contiguous() for part in (query, key, value, gradient, result)]
     query, key, value, gradient, result = parts
     batch, heads, tokens, width = query.shape
@@ -185,7 +201,7 @@ def attention_gradients_triton(
         result, gradient, sums, heads, tokens, *result.stride()[:3], *gradient.stride()[:3], D=width, N=options["N"]
     )
     by_query = query.new_empty(batch, tokens, heads, width)
-    by_key, by_value = (query.new_empty(batch, tokens, key_heads, width) for _ in range(2))
+    by_key, by_value = (query.new_empty(batch, tokens, key_heads, width, dtype=dtype) for _ in range(2))
     strides = [step for part in (query, key, value, gradient) for step in part.stride()[:3]]
     sizes = heads, heads // key_heads, tokens, scaling
     _gradient_of_keys[(tiles, batch * key_heads)](
