@@ -69,7 +69,7 @@ def save_tiny_model(folder: Path, family: str, tied: bool, blocks: int = BLOCKS)
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
         "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
     }  # fmt: skip
-    config = AutoConfig.for_model(family, **shape, **PECULIARITIES.get(family, {}))
+    config = AutoConfig.for_model(family, **(shape | PECULIARITIES.get(family, {})))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     draws = generator(0, "tiny", family)
     with torch.no_grad():

@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from oaem.config.settings import BlockTuningSettings, LayerSettings
+from oaem.models.attention_switch import sliding_mask
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.kernels.cuda.attention import causal_attention
@@ -115,22 +116,31 @@ def test_a_block_that_cannot_be_recorded_is_tuned_all_the_same(caplog: pytest.Lo
     torch.rand(1, device="cuda")  # random numbers still work
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(200, 64), (129, 128), (70, 32), (256, 64), (192, 128)])
-def test_causal_attention_and_its_gradients(tokens: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "width", "window"),
+    [
+        *[(200, 64, 0), (129, 128, 0), (70, 32, 0), (256, 64, 0), (192, 128, 0), (200, 256, 0), (256, 256, 0)],
+        *[(256, 16, 40), (256, 32, 64), (256, 64, 100), (256, 128, 200), (256, 256, 20), (320, 256, 150)],
+    ],
+)
+def test_causal_attention_and_its_gradients(tokens: int, width: int, window: int) -> None:
     draws = torch.Generator("cuda").manual_seed(0)
     parts = [
         torch.randn(2, heads, tokens, width, generator=draws, device="cuda").bfloat16().requires_grad_()
         for heads in (6, 2, 2)
     ]
-    found = causal_attention(*parts, 0.1)
+    found = causal_attention(*parts, 0.1, window)
     exact_parts = [part.detach().double().requires_grad_() for part in parts]
-    exact = functional.scaled_dot_product_attention(*exact_parts, is_causal=True, scale=0.1, enable_gqa=True)
+    exact = functional.scaled_dot_product_attention(
+        *exact_parts, sliding_mask(tokens, window, found.device), scale=0.1, enable_gqa=True
+    )
     incoming = torch.randn(found.shape, generator=draws, device="cuda").bfloat16()
     gradients = torch.autograd.grad(found, parts, incoming, retain_graph=True)
     exact_gradients = torch.autograd.grad(exact.transpose(1, 2), exact_parts, incoming.double())
     for ours, wanted in zip((found, *gradients), (exact.transpose(1, 2), *exact_gradients), strict=True):
         assert float((ours - wanted).detach().norm() / wanted.detach().norm()) < 0.01
     for _ in range(5):
+        assert torch.equal(found, causal_attention(*parts, 0.1, window))
         assert all(map(torch.equal, gradients, torch.autograd.grad(found, parts, incoming, retain_graph=True)))
     assert not torch.are_deterministic_algorithms_enabled()
 

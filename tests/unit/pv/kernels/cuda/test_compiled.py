@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from oaem.models.attention_switch import sliding_mask
 from oaem.models.load import load_model
 from oaem.pv import student
 from oaem.pv.kernels.cuda import attention, compiled, embeddings
+from tests.conftest import FAMILIES
 from tests.unit.pv.toy import VOCABULARY, make_model, make_state
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def _plain(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int) -> tuple[Tensor, Tensor]:
     shared, tokens = query.shape[1] // key.shape[1], query.shape[2]
     scores = scaling * query.float() @ key.float().repeat_interleave(shared, 1).transpose(2, 3)
-    logs = scores.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool).triu(1), float("-inf"))
+    logs = scores.masked_fill(~sliding_mask(tokens, window, query.device), float("-inf"))
     result = logs.softmax(3) @ value.float().repeat_interleave(shared, 1)
     return attention._by_token(result.to(query.dtype)), logs.logsumexp(3)
 
 
 def _plain_gradients(
-    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, result: Tensor, logs: Tensor, scaling: float
-) -> tuple[Tensor, ...]:
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, result: Tensor, logs: Tensor, scaling: float,
+    window: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
     groups, shared = key.shape[1], query.shape[1] // key.shape[1]
     queries, above = query.float(), gradient.float()
     keys, values = (part.float().repeat_interleave(shared, 1) for part in (key, value))
-    weights = (scaling * queries @ keys.transpose(2, 3) - logs[..., None]).exp().tril()
+    weights = (scaling * queries @ keys.transpose(2, 3) - logs[..., None]).exp()
+    weights = weights.masked_fill(~sliding_mask(query.shape[2], window, query.device), 0)
     change = weights * (above @ values.transpose(2, 3) - (above * result.float()).sum(3, keepdim=True)) * scaling
     found = change @ keys, change.transpose(2, 3) @ queries, weights.transpose(2, 3) @ above
     summed = (found[0], *(part.unflatten(1, (groups, shared)).sum(2) for part in found[1:]))
@@ -92,6 +97,38 @@ def test_a_compiled_student_has_the_same_gradients(
         assert errors[1] < 1.33 * errors[0] + 1e-3, (name, errors)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_are_obeyed_without_a_mask(
+    tiny_model: Callable[[str, bool], Path],
+    on_the_cpu: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    dtype: torch.dtype,
+) -> None:
+    """In float32, which goes to torch's attention, to 1e-5; in bfloat16, compiled, no farther off than the model."""
+    tokens = torch.randint(320, (2, 48), generator=torch.Generator().manual_seed(1))
+    exact, plain, ours = (
+        load_model(tiny_model(family, True), wanted, "cpu").requires_grad_(False)
+        for wanted in (torch.float32, dtype, dtype)
+    )
+    seen: list[int] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int) -> tuple[Tensor, Tensor]:
+        seen.append(window)
+        return _plain(query, key, value, scaling, window)
+
+    attention.attention.register_kernel("cpu", attend)
+    compiled.prepare_blocks(ours, checkpointing=False)
+    with torch.no_grad():
+        wanted, usual, found = (model(tokens, use_cache=False).logits.float() for model in (exact, plain, ours))
+    errors = [float((one - wanted).norm() / wanted.norm()) for one in (usual, found)]
+    assert errors[1] < 1.33 * errors[0] + 1e-5, errors
+    windows = {"mistral": 3 * [20], "gemma3_text": [8, 0, 8]}.get(family, [0, 0, 0])
+    assert seen == ([] if dtype == torch.float32 else windows)
+    assert len(on_the_cpu) == len(set(windows)), "one graph for all blocks of a kind"
+
+
 def test_a_teacher_is_compiled_and_a_measure_is_not(tmp_path: Path, on_the_cpu: list[int]) -> None:
     folder = make_model(tmp_path)
     tokens = torch.randint(VOCABULARY, (1, 48))
@@ -110,7 +147,8 @@ def test_the_operators_keep_their_promises() -> None:
     query = torch.randn(1, 8, 4, 16).bfloat16().transpose(1, 2).requires_grad_()
     key, value = (torch.randn(1, 8, 2, 16).bfloat16().transpose(1, 2).requires_grad_() for _ in range(2))
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(attention.attention, (query, key, value, 0.25), test_utils=checks)
+    for window in (0, 3):
+        torch.library.opcheck(attention.attention, (query, key, value, 0.25, window), test_utils=checks)
 
 
 def test_without_a_compiler_it_says_so_and_goes_on(

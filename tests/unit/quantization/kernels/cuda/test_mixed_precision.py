@@ -19,7 +19,8 @@ from oaem.quantization.linear import QuantizedLinear
 from oaem.quantization.weight import AdditiveWeight
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int) -> Tensor:
+    assert window == 0
     halves = (part.bfloat16() for part in (query, key, value))
     attended = functional.scaled_dot_product_attention(*halves, is_causal=True, scale=scaling, enable_gqa=True)
     return attended.transpose(1, 2)

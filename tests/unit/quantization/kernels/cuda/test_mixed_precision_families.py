@@ -12,6 +12,7 @@ from torch.nn import functional
 
 pytest.importorskip("tests.unit.interpreter")
 
+from oaem.models.attention_switch import sliding_mask
 from oaem.models.capture import block_arguments, run_block
 from oaem.models.load import load_block
 from oaem.quantization.kernels.cuda import attention as causal_attention
@@ -19,10 +20,13 @@ from oaem.quantization.kernels.cuda.mixed_precision import mixed_precision
 from oaem.runtime.seeds import generator
 from tests.conftest import FAMILIES, HIDDEN
 
+LENGTH = 64  # a whole tile, which windows must have
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int) -> Tensor:
     halves = (part.bfloat16() for part in (query, key, value))
-    attended = functional.scaled_dot_product_attention(*halves, is_causal=True, scale=scaling, enable_gqa=True)
+    mask = sliding_mask(query.shape[2], window, query.device)
+    attended = functional.scaled_dot_product_attention(*halves, mask, scale=scaling, enable_gqa=True)
     return attended.transpose(1, 2)
 
 
@@ -36,11 +40,12 @@ def test_every_family_computes_what_it_does_in_float32(
 
     A norm that took its weight for another thing (Gemma's multiply by 1 + weight) would be off by tens of percents.
     """
-    monkeypatch.setattr(causal_attention, "causal_attention", attend)
+    windows: list[int] = []
+    monkeypatch.setattr(causal_attention, "causal_attention", lambda *a: windows.append(a[-1]) or attend(*a))
     folder = tiny_model(family, True)
     block = load_block(folder, index, torch.float32, "cpu")
-    arguments = block_arguments(folder, index, 40, torch.float32, "cpu")
-    hidden = torch.randn(1, 40, HIDDEN, generator=generator(0, "mixed precision"))
+    arguments = block_arguments(folder, index, LENGTH, torch.float32, "cpu")
+    hidden = torch.randn(1, LENGTH, HIDDEN, generator=generator(0, "mixed precision"))
 
     def run() -> tuple[Tensor, ...]:
         output = run_block(block, hidden, arguments)
@@ -49,6 +54,8 @@ def test_every_family_computes_what_it_does_in_float32(
     expected = run()
     with mixed_precision(block):
         found = run()
+    if family == "gemma3_text":
+        assert windows == [8 if index == 0 else 0]
     for name, ours, exact in zip(("output", *dict(block.named_parameters())), found, expected, strict=True):
         assert ours.dtype == torch.float32, name
         bound = 0.008 if name == "output" else 0.02
