@@ -72,6 +72,11 @@ def is_causal(module: nn.Module, query: Tensor, key: Tensor, options: Mapping[st
     return bool(key.shape[2] == query.shape[2]) and not any(isinstance(each, Tensor) or each for each in unusual)
 
 
+def fits(query: Tensor) -> bool:
+    """Whether kernels/cuda/ can serve queries [batch, heads, tokens, d]: whole tiles, d a power of two up to 256."""
+    return query.shape[2] % 64 == 0 and query.shape[3] in (16, 32, 64, 128, 256)
+
+
 def window_of(key: Tensor, options: Mapping[str, Any]) -> int:
     """How many keys, its own the last, a query of a call sees by its sliding window; 0 if that hides none of `key`.
 

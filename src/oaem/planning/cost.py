@@ -44,7 +44,7 @@ def block_seconds(config: Config, run: Run, shape: Shape, reference: Reference) 
         "initialisation": codebooks,
         "forward": tokens,
     }
-    seconds = {phase: reference.seconds(phase, shape) * factor if factor else 0.0 for phase, factor in scale.items()}
+    seconds = {phase: reference.seconds(phase, shape) * factor for phase, factor in scale.items()}
     steps = {
         "codebook_steps": len(shape.linears()) * min(run.max_epochs, USUAL_EPOCHS) * quantization.codebooks.steps,
         "block_tuning": 4 * quantization.block_tuning.epochs * (text.windows or 1),

@@ -55,7 +55,7 @@ class Reference:
         below = [block for block in self.blocks if work(block.shape) <= work(shape)]
         above = [block for block in self.blocks if work(block.shape) > work(shape)]
         if not below or not above:
-            nearest = (below or above)[-1 if below else 0]
+            nearest = below[-1] if below else above[0]
             return nearest.seconds[phase] * work(shape) / work(nearest.shape)
         first, second = below[-1], above[0]
         power = log(second.seconds[phase] / first.seconds[phase]) / log(work(second.shape) / work(first.shape))

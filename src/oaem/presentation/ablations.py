@@ -20,11 +20,12 @@ from oaem.config.grid import Run
 from oaem.config.schema import Config, load
 from oaem.errors import UserError
 from oaem.measurements.table import joined, read_csv
+from oaem.presentation.archived import where
 from oaem.presentation.findings import EVIDENCE
 from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviation, rendered
-from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.pairs import over_seeds, perplexities
+from oaem.presentation.spread import paired_ratios
 from oaem.presentation.tables.build import NOT_RUN
-from oaem.presentation.trend import interval
 from oaem.runtime.atomic import write_text
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def lines(evidence: pd.DataFrame, ablations: Ablations, title: str = BASELINE) -
     and one search point.
     """
     place = _place({name: config for name, (config, _) in ablations.items()})
-    baseline = {init: perplexities(evidence, place, init) for init in INITS}
+    baseline = {init: perplexities_at(evidence, place, init) for init in INITS}
     found = [Line(title, init, values, values) for init, values in baseline.items()]
     for stage, choice in EPOCHS.items():
         for init, values in baseline.items():
@@ -134,21 +135,16 @@ def lines(evidence: pd.DataFrame, ablations: Ablations, title: str = BASELINE) -
             found.append(Line(choice, init, chosen, values, stages=("post_pv",)))
     for config, measured in ablations.values():
         for init in dict.fromkeys(run.init for run in config.runs()):
-            values = {} if measured is None else perplexities(measured, place, init)
+            values = {} if measured is None else perplexities_at(measured, place, init)
             partner = init if init == "greedy" else "oaem"
             found.append(Line(config.title, partner, values, baseline[partner]))
     return found
 
 
-def perplexities(metrics: pd.DataFrame, place: Mapping[str, object], init: str) -> Values:
+def perplexities_at(metrics: pd.DataFrame, place: Mapping[str, object], init: str) -> Values:
     """Perplexity by (stage, text) and seed of the runs of `init` at `place`, which names columns of metrics.csv."""
-    rows = metrics[(metrics["metric"] == "perplexity") & (metrics["init"] == init)]
-    for column, value in place.items():
-        rows = rows[rows[column] == value]
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    for stage, text, seed, value in zip(*(rows[key] for key in ("stage", "dataset", "seed", "value")), strict=True):
-        values.setdefault((stage, text), {})[int(seed)] = float(value)
-    return values
+    found = perplexities(where(metrics, **place))
+    return {(stage, text): by_seed for (each, stage, text), by_seed in found.items() if each == init}
 
 
 def read_ablations(root: Path, bench: Bench = AT_EVIDENCE) -> Ablations:
@@ -186,8 +182,7 @@ def _view(bench: Bench, baseline: pd.DataFrame, ablations: Ablations, title: str
 
 
 def _over(one: Values, other: Values, stage: str, text: str) -> str:
-    ratios = paired_ratios(*(each.get((stage, text), {}) for each in (one, other)))
-    return interval(ratio_spread(list(ratios.values()))) if ratios else NOT_RUN
+    return over_seeds(paired_ratios(*(each.get((stage, text), {}) for each in (one, other))))
 
 
 def _place(configs: Mapping[str, Config]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from oaem.presentation.archived import where
 from oaem.presentation.pages import INITS, TEXTS, mean_and_deviation
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
@@ -20,7 +21,7 @@ class Pairs:
     def __init__(self, runs: Mapping[str, pd.DataFrame]) -> None:
         self.runs = runs
         # Asked for hundreds of times a page: found once.
-        self._perplexities = {label: _perplexities(rows) for label, rows in runs.items()}
+        self._perplexities = {label: perplexities(rows) for label, rows in runs.items()}
 
     def by_seed(self, label: str, init: str, stage: str, text: str) -> dict[int, float]:
         """Perplexity by seed, empty where it was not run."""
@@ -79,10 +80,7 @@ class Pairs:
         return float(self._rows(label, metric="true_bits")["value"].mean())
 
     def _rows(self, label: str, **wanted: str) -> pd.DataFrame:
-        frame = self.runs[label]
-        for column, value in wanted.items():
-            frame = frame[frame[column] == value]
-        return frame
+        return where(self.runs[label], **wanted)
 
 
 def over_seeds(ratios: Mapping[int, float]) -> str:
@@ -90,8 +88,8 @@ def over_seeds(ratios: Mapping[int, float]) -> str:
     return interval(ratio_spread(list(ratios.values()))) if ratios else NOT_RUN
 
 
-def _perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, float]]:
-    """By initialisation, stage and text, then by seed."""
+def perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, float]]:
+    """Perplexities of one model, geometry and search point by initialisation, stage and text, then by seed."""
     rows = rows[rows["metric"] == "perplexity"]
     keys = zip(rows["init"], rows["stage"], rows["dataset"], strict=True)
     found: dict[tuple[str, str, str], dict[int, float]] = {}

@@ -42,6 +42,13 @@ def sees(row, column, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def first_keys(begin, N: tl.constexpr, WINDOW: tl.constexpr):
+    """The first of the keys that a tile of queries sees anything of, and of those before it that it sees whole."""
+    far = tl.maximum(begin - (1 + (WINDOW - 2) // N) * N, 0)
+    return far, tl.maximum(tl.minimum(begin + N - WINDOW // N * N, begin), far)
+
+
+@triton.jit
 def _keys_walk(
     by_key, by_value, keys, values, queries, gradients, logs, sums, qt, gt, column, first, last, scale,
     D: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
@@ -139,8 +146,7 @@ def _gradient_of_queries(
     result = tl.zeros((N, D), tl.float32)
     near = 0  # the first of the keys that the whole tile sees
     if WINDOW:
-        far = tl.maximum(begin - (1 + (WINDOW - 2) // N) * N, 0)
-        near = tl.maximum(tl.minimum(begin + N - WINDOW // N * N, begin), far)
+        far, near = first_keys(begin, N, WINDOW)
         result = _queries_walk(
             result, query, above, log, total, key, value, kt, vt, row, far, near, scale, D, N, WINDOW, True
         )
@@ -152,11 +158,6 @@ def _gradient_of_queries(
     )
     place = ((batch * tokens + row[:, None]) * heads + head) * D + lane[None, :]
     tl.store(by_query + place, (result * scaling).to(by_query.dtype.element_ty))
-
-
-def fits(query: Tensor) -> bool:
-    """Whether the kernels can serve queries [batch, heads, tokens, d]: whole tiles, d a power of two up to 256."""
-    return query.shape[2] % 64 == 0 and query.shape[3] in (16, 32, 64, 128, 256)
 
 
 def tiling(width: int) -> dict[str, int]:
@@ -171,8 +172,8 @@ def attention_gradients_triton(
     """Gradients by query, key and value, given that of the result.
 
     gradient, query, result: [batch, heads, tokens, d]; key, value: [batch, key heads, tokens, d]; all of one dtype, and
-    `fits`. logsumexp: float32, contiguous, [batch, heads, tokens], of the scaled scores that are seen. A query sees its
-    own place and the window - 1 before it, all of them if `window` is 0.
+    such as `attention_switch.fits`. logsumexp: float32, contiguous, [batch, heads, tokens], of the scaled scores that
+    are seen. A query sees its own place and the window - 1 before it, all of them if `window` is 0.
     """
     apart = query.shape[1] // key.shape[1] if query.shape[3] > 128 else 1
     if apart == 1:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from oaem.models.kernels.cuda.attention_gradients import LOG2_E, sees, tiling
+from oaem.models.kernels.cuda.attention_gradients import LOG2_E, first_keys, sees, tiling
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -55,9 +55,7 @@ def _attend(
     scale = scaling * LOG2_E
     total, norm = tl.zeros((N, D), tl.float32), tl.zeros((N,), tl.float32)
     top = tl.full((N,), float("-inf"), tl.float32)
-    # As in attention_gradients: tiles that are seen in part from `far` on, those that are seen whole from `near` on.
-    far = tl.maximum(begin - (1 + (WINDOW - 2) // N) * N, 0)
-    near = tl.maximum(tl.minimum(begin + N - WINDOW // N * N, begin), far)
+    far, near = first_keys(begin, N, WINDOW)
     # The own tile first: every query sees itself, so that `top` is a number from here on.
     total, norm, top = _keys_walk(
         total, norm, top, query, key, value, kt, vt, row, begin, begin + N, scale, D, N, WINDOW, True
@@ -79,7 +77,7 @@ def windowed_attention_triton(
     """softmax(scaling Q K^T) V over each query's own place and the window - 1 before it; log-sums of those scores.
 
     query: [batch, heads, tokens, d]; key, value: [batch, key heads, tokens, d]; of one dtype, and such as
-    `attention_gradients.fits`. window: at least 1. Sums are float32; of bfloat16 operands the weights are rounded to
+    `attention_switch.fits`. window: at least 1. Sums are float32; of bfloat16 operands the weights are rounded to
     bfloat16 before they meet the values. Returns the result in that dtype, [batch, heads, tokens, d], in memory
     [batch, tokens, heads, d], and float32 [batch, heads, tokens].
     """

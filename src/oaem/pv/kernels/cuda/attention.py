@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oaem.models.attention_switch import has_operators, is_causal, sliding_mask, switch_attention, window_of
+from oaem.models.attention_switch import fits, has_operators, is_causal, sliding_mask, switch_attention, window_of
 
 NAME = "oaem_pv_causal"
 _HAS_CUDNN = has_operators("_scaled_dot_product_cudnn_attention")
@@ -49,7 +49,7 @@ def _attend(
 
 
 def _fits(query: Tensor) -> bool:
-    return _HAS_FLASH and query.is_cuda and query.shape[2] % 64 == 0 and query.shape[3] in (16, 32, 64, 128, 256)
+    return _HAS_FLASH and query.is_cuda and fits(query)
 
 
 @torch.library.custom_op("oaem::pv_attention", mutates_args=())

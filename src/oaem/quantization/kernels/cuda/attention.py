@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakIdKeyDictionary
 
-from oaem.models.attention_switch import has_operators, is_causal, sliding_mask, switch_attention, window_of
-from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton, fits
+from oaem.models.attention_switch import fits, has_operators, is_causal, sliding_mask, switch_attention, window_of
+from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton
 from oaem.models.kernels.cuda.windowed_attention import windowed_attention_triton
 
 NAME = "oaem_causal"
@@ -33,7 +33,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, 
     """softmax(scaling Q K^T) V over the keys up to each query's own place, in bfloat16 on a CUDA device.
 
     query: [batch, heads, tokens, d]. key, value: [batch, key heads, tokens, d]. window: how many keys, its own the
-    last, a query sees, which is for `attention_gradients.fits` alone; 0 for all. Returns [batch, tokens, heads, d].
+    last, a query sees, which is for `attention_switch.fits` alone; 0 for all. Returns [batch, tokens, heads, d].
     """
     attended: Tensor = _Fused.apply(query.bfloat16(), key.bfloat16(), value.bfloat16(), scaling, window)
     return attended.transpose(1, 2)

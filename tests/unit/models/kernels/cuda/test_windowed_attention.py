@@ -11,7 +11,8 @@ pytest.importorskip("tests.unit.interpreter")
 
 from transformers.masking_utils import sdpa_mask, sliding_window_causal_mask_function
 
-from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton, fits
+from oaem.models.attention_switch import fits
+from oaem.models.kernels.cuda.attention_gradients import attention_gradients_triton
 from oaem.models.kernels.cuda.windowed_attention import windowed_attention_triton
 from tests.unit.interpreter import randn
 
