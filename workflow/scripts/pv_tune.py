@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from oaem.config.grid import Run
-from oaem.evaluation.metrics import Metric, write_metrics
+from oaem.evaluation.metrics import Metric, memory_metrics, write_metrics
 from oaem.pv.job import Tuning, tune_run
 from oaem.runtime import provenance
 from oaem.runtime.atomic import write_json
+from oaem.runtime.devices import peak_memory
 from oaem.runtime.jobs import job_devices, run_job
 from oaem.runtime.locks import alone_in
 
@@ -30,6 +31,7 @@ def work(snakemake: Any) -> None:
     threads = max(1, snakemake.threads // gpus)
     with alone_in(folder), job_devices(settings["device"], threads, gpus) as devices:
         result = tune_run(tuning, devices, threads, Path(snakemake.log[0]))
+        peak_bytes = peak_memory(devices[0]) if gpus == 1 else None  # several ranks are processes of their own
         made_by = provenance.collect(devices[0], settings=settings, code=snakemake.params.code, seed=run.seed)
     seconds = {**result["seconds"], "total": math.fsum(result["seconds"].values())}
     several = {"gpus": gpus} if gpus > 1 else {}
@@ -37,6 +39,7 @@ def work(snakemake: Any) -> None:
         Metric(run.model, "pv_tuning", phase, "seconds", spent, run, protocol=several)
         for phase, spent in sorted(seconds.items())
     ]
+    metrics += memory_metrics(run, "pv_tuning", peak_bytes)
     write_metrics(snakemake.output.metrics, metrics, made_by)
     write_json(manifest, {**result, "provenance": made_by})
 

@@ -9,6 +9,7 @@ from oaem.calibration.stream import Stream
 from oaem.config.grid import Run
 from oaem.corpora.tokens import read_tokens
 from oaem.runtime.atomic import write_json
+from oaem.runtime.devices import peak_memory
 from oaem.runtime.jobs import job_device, run_job
 from oaem.runtime.locks import alone_in
 
@@ -26,7 +27,9 @@ def work(snakemake: Any) -> None:
         stream = Stream.open(Path(snakemake.input.stream[0])) if snakemake.input.stream else None
         job = prepare(run, settings, model, tokens, device, str(snakemake.params.code), stream)
         reports = quantize_range(job, read_tokens(tokens)[0], start, stop, manifest.parent, folder / "activations")
-    write_json(manifest, {"fingerprint": job.fingerprint, "blocks": reports, "provenance": job.made_by})
+        peak_bytes = peak_memory(device)
+    made = {"fingerprint": job.fingerprint, "blocks": reports, "peak_bytes": peak_bytes, "provenance": job.made_by}
+    write_json(manifest, made)
 
 
 if "snakemake" in globals():

@@ -20,7 +20,8 @@ def work(snakemake: Any) -> None:
     check_blocks(manifest.parent / "blocks", reports)
     made_by = ranges[-1]["provenance"]
     run = Run.parse(snakemake.wildcards.run)
-    write_metrics(snakemake.output.metrics, quantization_metrics(run, reports, made_by["device"]), made_by)
+    peak_bytes = max((made["peak_bytes"] for made in ranges if made.get("peak_bytes")), default=None)
+    write_metrics(snakemake.output.metrics, quantization_metrics(run, reports, made_by["device"], peak_bytes), made_by)
     sums = {f"{report['block']:04d}": report["sha256"] for report in reports}
     write_json(manifest, {"fingerprint": ranges[-1]["fingerprint"], "sha256": sums, "provenance": made_by})
     shutil.rmtree(manifest.parent / "activations", ignore_errors=True)

@@ -49,6 +49,11 @@ class Metric:
         return {**run, **own, "protocol": json.dumps(dict(self.protocol), sort_keys=True)}
 
 
+def memory_metrics(run: Run, stage: str, peak_bytes: int | None) -> list[Metric]:
+    """The row of the GPU memory that a stage of a run held at most, in bytes; none where nobody counted it."""
+    return [] if peak_bytes is None else [Metric(run.model, stage, "memory", "peak_bytes", peak_bytes, run)]
+
+
 def write_metrics(path: Path | str, metrics: Iterable[Metric], provenance: Mapping[str, Any]) -> None:
     """Write measurements that were made together, with their provenance; a number that is not finite is refused."""
     rows = []

@@ -8,11 +8,16 @@ from statistics import fmean
 from typing import Any
 
 from oaem.config.grid import Run
-from oaem.evaluation.metrics import Metric
+from oaem.evaluation.metrics import Metric, memory_metrics
 
 
-def quantization_metrics(run: Run, reports: Iterable[Mapping[str, Any]], device: str) -> list[Metric]:
-    """Seconds by phase summed over the blocks (Q-time is their total), and per linear its mean over the blocks."""
+def quantization_metrics(
+    run: Run, reports: Iterable[Mapping[str, Any]], device: str, peak_bytes: int | None = None
+) -> list[Metric]:
+    """Seconds by phase summed over the blocks (Q-time is their total), and per linear its mean over the blocks.
+
+    `peak_bytes` is what the jobs held on a GPU at most; where none counted it there is no such row.
+    """
     seconds: dict[str, float] = defaultdict(float)
     layers: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     weights: list[tuple[float, float]] = []
@@ -26,6 +31,7 @@ def quantization_metrics(run: Run, reports: Iterable[Mapping[str, Any]], device:
     protocol = {"device": device}
     made = [Metric(run.model, "quantization", phase, "seconds", spent, run) for phase, spent in seconds.items()]
     made.append(Metric(run.model, "quantization", "total", "seconds", sum(seconds.values()), run, protocol=protocol))
+    made += memory_metrics(run, "quantization", peak_bytes)
     total = sum(count for count, _ in weights)
     bits = sum(count * rate for count, rate in weights) / total
     made.append(Metric(run.model, "layers", "all", "true_bits", bits, run, n=len(weights), protocol=protocol))

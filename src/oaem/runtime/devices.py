@@ -57,6 +57,15 @@ def too_few(count: int, found: str) -> str:
     )
 
 
+def peak_memory(device: str) -> int | None:
+    """The most bytes that tensors of this process have held on a GPU at once; None if there were none, as on a CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device)) or None
+
+
 def gpus_present() -> int | None:
     """How many GPUs this process may see, without asking CUDA; None where NVIDIA's driver does not list them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -12,7 +12,7 @@ import torch
 
 from oaem.errors import UserError
 from oaem.runtime import devices
-from oaem.runtime.devices import _free_gpus, _visible, claim_devices, gpus_present, require_disk
+from oaem.runtime.devices import _free_gpus, _visible, claim_devices, gpus_present, peak_memory, require_disk
 
 
 def test_slots_are_exclusive_and_survive_a_crash(tmp_path: Path) -> None:
@@ -125,3 +125,7 @@ def test_jobs_of_a_cluster_do_not_share_slots(monkeypatch: pytest.MonkeyPatch) -
         names.add(_visible())
     assert len(names) == 5
     assert not any("/" in name or "," in name for name in names)
+
+
+def test_memory_is_counted_on_a_gpu_alone() -> None:
+    assert peak_memory("cpu") is None
