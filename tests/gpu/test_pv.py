@@ -146,8 +146,10 @@ def test_reencoding(m: int, size: int, width: int) -> None:
     torch.testing.assert_close(weight.cpu(), dequantize(near.cpu(), codebooks, scales))
 
 
-@pytest.mark.parametrize(("tokens", "width"), [(128, 16), (320, 128), (64, 64)])
-def test_attention(tokens: int, width: int) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "width", "window"), [(128, 16, 0), (320, 128, 0), (64, 64, 0), (256, 64, 70), (192, 256, 100)]
+)
+def test_attention(tokens: int, width: int, window: int) -> None:
     """Against float64: a hundredth of the norm, as bfloat16 has it; with the same bits on every run."""
     draws = torch.Generator("cuda").manual_seed(0)
     query, key, value, above = (
@@ -156,17 +158,20 @@ def test_attention(tokens: int, width: int) -> None:
     )
     exact = [part.double().requires_grad_() for part in (query, key, value)]
     scores = 0.1 * exact[0] @ exact[1].repeat_interleave(3, 1).transpose(2, 3)
-    scores = scores.masked_fill(torch.ones(tokens, tokens, device="cuda", dtype=torch.bool).triu(1), float("-inf"))
+    seen = torch.ones(tokens, tokens, device="cuda", dtype=torch.bool).tril()
+    seen = seen.triu(1 - window) if window else seen
+    scores = scores.masked_fill(~seen, float("-inf"))
     wanted = scores.softmax(3) @ exact[2].repeat_interleave(3, 1)
-    result, logs = attention(query, key, value, 0.1)
+    result, logs = attention(query, key, value, 0.1, window)
     torch.testing.assert_close(logs.double(), scores.logsumexp(3), rtol=1e-4, atol=1e-4)
-    found = attention_gradients(above, query, key, value, result, logs, 0.1)
+    found = attention_gradients(above, query, key, value, result, logs, 0.1, window)
     for ours, right in zip(
         (result, *found), (wanted, *torch.autograd.grad(wanted, exact, above.double())), strict=True
     ):
         assert float((ours - right).detach().norm() / right.detach().norm()) < 0.01
     for _ in range(5):
-        assert all(map(torch.equal, found, attention_gradients(above, query, key, value, result, logs, 0.1)))
+        again = attention_gradients(above, query, key, value, result, logs, 0.1, window)
+        assert all(map(torch.equal, found, again))
 
 
 def test_rows_of_embeddings_are_summed_with_the_same_bits_on_every_run() -> None:

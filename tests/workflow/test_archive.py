@@ -98,21 +98,22 @@ def pieces_of(config: str) -> list[Path]:
     return [ROOT / folder for folder in json.loads(command[1])]
 
 
-def test_another_family_fills_its_tables(tmp_path: Path) -> None:
-    """Tables 14 and 15, Qwen2.5-Coder 0.5B by a GPU, from that run's archive; no terms are asked for."""
+def test_larger_model_and_other_family_fill_their_tables(tmp_path: Path) -> None:
+    """Tables 12 to 15, Qwen2.5-Coder 1.5B and 0.5B by a GPU, from those runs' archives; no terms are asked for."""
     pieces = pieces_of("three-models.yaml")
-    wanted = ["results/tables/table14.csv", "results/tables/table15.csv"]
+    wanted = [f"results/tables/table{number}.csv" for number in (12, 13, 14, 15)]
     archives = f"from_archive={json.dumps([str(piece) for piece in pieces])}"
     code, output = rebuild(tmp_path, *wanted, "--config", archives, config="three-models.yaml", fresh=("table",))
     assert code == 0, output
-    perplexity, tasks = (pd.read_csv(tmp_path / name).set_index("init") for name in wanted)
-    assert perplexity["missing"].isna().all() and tasks["missing"].isna().all()
-    metrics = pd.read_csv(pieces[0] / "metrics.csv").query(
-        "stage == 'post_pv' and seed == 42 and metric == 'perplexity'"
-    )
-    for label, init in (("Greedy", "greedy"), ("OA-EM", "oaem")):
-        (value,) = metrics[(metrics["dataset"] == "boolq") & (metrics["init"] == init)]["value"]
-        assert perplexity.loc[label, "post_boolq_ours"] == pytest.approx(value, abs=1e-6)
+    tables = [pd.read_csv(tmp_path / name).set_index("init") for name in wanted]
+    assert all(table["missing"].isna().all() for table in tables)
+    metrics = pd.concat(pd.read_csv(piece / "metrics.csv") for piece in pieces)
+    tuned = metrics.query("stage == 'post_pv' and seed == 42 and geometry == '2bpp-2x8g8'")
+    for model, (perplexity, tasks) in {"qwen2.5-coder-1.5b": tables[:2], "qwen2.5-coder-0.5b": tables[2:]}.items():
+        for label, init in (("Greedy", "greedy"), ("OA-EM", "oaem")):
+            found = tuned[(tuned["model"] == model) & (tuned["init"] == init)].set_index(["dataset", "metric"])["value"]
+            assert perplexity.loc[label, "post_boolq_ours"] == pytest.approx(found["boolq", "perplexity"], abs=1e-6)
+            assert tasks.loc[label, "arc_e_ours"] == pytest.approx(found["arc_easy", "acc_norm"], abs=1e-6)
 
 
 def test_the_sweep_of_rho_is_rebuilt_from_two_pieces(tmp_path: Path) -> None:

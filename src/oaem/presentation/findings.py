@@ -27,6 +27,7 @@ from oaem.presentation.trend import Trend, interval
 from oaem.presentation.why import LINEARS, REPLACED, Why
 from oaem.runtime.atomic import write_text
 
+CHOSEN = ("post_pv", "post_pv_validation", "post_pv_last")  # the state that each way of choosing an epoch takes
 COLORS = {"pre_pv": "#a03c28", "post_pv": "#1f4e79"}
 
 
@@ -40,9 +41,11 @@ class Case:
 
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
+TUNED = "evidence-2026-11-29"  # A made anew, for its PV-tuning
 ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
+ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ON_ORIGINAL)
 CASES = (
-    Case((EVIDENCE, SWEPT), "3bpp-3x8g8", "A"),
+    Case((EVIDENCE, TUNED), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
     Case((BUDGETS,), "2bpp-2x6g6", "C"),
 )
@@ -55,7 +58,7 @@ class Numbers(Pairs):
     """What the page may quote of cases and sweep; every method that a text calls returns text."""
 
     def __init__(self, archives: Path) -> None:
-        found = {name: read_csv(archives / name / "metrics.csv") for name in (EVIDENCE, BUDGETS, SWEPT, ON_ORIGINAL)}
+        found = {name: read_csv(archives / name / "metrics.csv") for name in ARCHIVES}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         runs = {}
         for case in (*CASES, *SWEEP, ORIGINAL):
@@ -97,6 +100,15 @@ class Numbers(Pairs):
         values = list(self.by_seed(label, init, stage, text).values())
         return f"{100 * statistics.stdev(values) / statistics.fmean(values):.1f} %"
 
+    def one_state(self, *labels: str) -> str:
+        """In how many tuned runs test text, validation text and the last epoch choose states of one far perplexity."""
+        spreads = self._choices(labels)
+        return f"{sum(spread == 1 for spread in spreads)} of {len(spreads)}"
+
+    def choice(self, *labels: str) -> str:
+        """By how much that perplexity differs at most, in per cent."""
+        return f"{100 * (max(self._choices(labels)) - 1):.1f} %"
+
     def unswept(self, stage: str) -> str:
         """The geometries of the sweep that have no pair of runs at a stage."""
         return ", ".join(case.label for case in SWEEP if not self.measured(case.label, stage))
@@ -110,6 +122,14 @@ class Numbers(Pairs):
     def seconds(self, label: str, stage: str, init: str, phase: str = "total") -> str:
         """Mean seconds of a run."""
         return f"{self._rows(label, metric='seconds', init=init, stage=stage, dataset=phase)['value'].mean():.0f}"
+
+    def _choices(self, labels: tuple[str, ...]) -> list[float]:
+        """Of each tuned run the largest over the smallest far perplexity among its chosen states."""
+        found = []
+        for label, init in ((label, init) for label in labels for init in INITS):
+            chosen = [self.by_seed(label, init, stage, "boolq") for stage in CHOSEN]
+            found += [max(values) / min(values) for values in ([each[seed] for each in chosen] for seed in chosen[0])]
+        return found
 
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> list[float]:
         one, other = (self.by_seed(label, init, stage, text) for label in (first, second))

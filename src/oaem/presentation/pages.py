@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-DATE = "-????-??-??"  # how the name of an archive ends, as a pattern of file names
+DATE = "-????-??-??*"  # how the name of an archive ends, as a pattern of file names: 2026-11-29, then 2026-11-29b
 TEXTS = {"wikihow": "WikiHow (in-domain)", "lambada": "LAMBADA (near)", "boolq": "Wikipedia (far)"}
 STAGES = {"pre_pv": "before PV", "post_pv": "after PV"}
 INITS = {"greedy": "greedy", "oaem": "OA-EM"}
