@@ -1,4 +1,4 @@
-"""The report's first lines: what the grid found in three sentences, and under which setting, in one line."""
+"""The report's first lines: what the grid found in a few sentences, and under which setting, in one line."""
 
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ def setting(config: Config) -> str:
 
 
 def sentences(found: Sequence[Group]) -> list[str]:
-    """At most three: the first rate before and after PV-tuning, and the last stage of another rate, search or model."""
+    """The first rate before and after PV-tuning, another rate or search at its last stage, and all models in one.
+
+    So three at most, and a fourth if the grid has several models.
+    """
     if not found:
         return []
-    first = first_subject(found)
-    rates = [group for group in found if group.model == found[0].model and group.rate != found[0].rate]
-    others = rates or [group for group in found if group.subject != found[0].subject]
+    first = found[0]
+    own = [group for group in found if group.model == first.model]
+    rates = [group for group in own if group.rate != first.rate]
+    others = rates or [group for group in own if group.subject != first.subject]
     last = [group for group in others if group.subject == others[0].subject][-1:]
-    told = [_sentence(group, found[0]) for group in (*first[:2], *last)]
-    return [text for text in told if text]
+    several = len({group.model for group in found}) > 1
+    told = [_sentence(group, first, several) for group in (*first_subject(found)[:2], *last)]
+    return [text for text in (*told, _across_models(found) if several else "") if text]
 
 
-def _sentence(group: Group, first: Group) -> str:
+def _sentence(group: Group, first: Group, named: bool) -> str:
     pairs = [(text, role, values) for text, role, values in group.texts if isinstance(values["ratio"].ours, float)]
     if not pairs:
         return ""
@@ -53,14 +58,41 @@ def _sentence(group: Group, first: Group) -> str:
     text, role, values = pairs[-1]
     winner = "OA-EM" if 2 * better >= len(pairs) else "greedy"
     on = better if winner == "OA-EM" else len(pairs) - better
-    model = "" if group.model == first.model else f"{group.model}, "
     point = "" if group.point == first.point else f", {group.point}"
     return (
-        f"{model}{'at' if model else 'At'} {group.rate}{point}, {group.stage.replace('PV', 'PV-tuning')}, "
+        f"{f'{group.model} at' if named else 'At'} {group.rate}{point}, {_tuning(group)}, "
         f"{winner} has the lower perplexity on {_all_of(on, len(pairs), 'text')}: on {text} ({role}) "
         f"OA-EM {_range(values['oaem'])}, greedy {_range(values['greedy'])}; {_ratio(values['ratio'])}"
         f"{_excluded([each['ratio'] for _, _, each in pairs])}."
     )
+
+
+def _across_models(found: Sequence[Group]) -> str:
+    """Every model's ratio on the furthest text at the first rate and search, at the last stage that two models have."""
+    first = found[0]
+    alike = [group for group in found if (group.geometry, group.point) == (first.geometry, first.point)]
+    for stage in reversed(list(dict.fromkeys(group.stage for group in alike))):
+        shown = [
+            (group, *group.texts[-1])
+            for group in alike
+            if group.stage == stage and isinstance(group.texts[-1][2]["ratio"].ours, float)
+        ]
+        if len(shown) > 1:
+            ratios = [float(values["ratio"].ours or 0) for *_, values in shown]
+            group, text, role, _ = shown[0]
+            each = ", ".join(
+                f"{ratio:.3g} with {model.model}" for ratio, (model, *_) in zip(ratios, shown, strict=True)
+            )
+            better = sum(ratio > 1 for ratio in ratios)
+            return (
+                f"From model to model, at {group.rate}, {_tuning(group)}, on {text} ({role}), OA-EM is better with "
+                f"{_all_of(better, len(shown), 'model')}: greedy / OA-EM is {each}."
+            )
+    return ""
+
+
+def _tuning(group: Group) -> str:
+    return group.stage.replace("PV", "PV-tuning")
 
 
 def _ratio(value: Value) -> str:

@@ -141,6 +141,24 @@ def test_sentences_say_how_many_seeds(seeds: list[int], said: str) -> None:
     assert ("one seed (42)" in text) is (len(seeds) == 1)
 
 
+def test_a_sentence_goes_from_model_to_model() -> None:
+    """At the last stage that two models have, and only where a pair of runs is."""
+    config = load("three-models.yaml")
+    metrics = invented(config)
+    at_first_rate = (metrics["geometry"] == "2bpp-2x8g8") & (metrics["metric"] == "perplexity")
+    far = at_first_rate & (metrics["dataset"] == "boolq")
+    for model, greedy, ours in (("smollm2-135m", 60, 50), ("qwen2.5-coder-1.5b", 40, 50)):
+        for init, value in (("greedy", greedy), ("oaem", ours)):
+            metrics.loc[far & (metrics["model"] == model) & (metrics["init"] == init), "value"] = value
+    others = metrics["model"].isin(["qwen2.5-coder-0.5b", "gemma-3-270m"]) & metrics["stage"].str.startswith("post_pv")
+    opening = render(metrics[~others], config, PAPER).split('id="claims"')[0]
+    assert (
+        "From model to model, at 2 bpp, after PV-tuning, on Wikipedia (far), OA-EM is better with 1 of 2 models: "
+        "greedy / OA-EM is 1.2 with SmolLM2 135M, 0.8 with Qwen2.5-Coder 1.5B." in opening
+    )
+    assert "SmolLM2 135M at 3 bpp, after PV-tuning," in opening
+
+
 def test_sentences_name_the_worse_one_too() -> None:
     config = load("config.yaml")
     metrics = invented(config)
