@@ -63,4 +63,10 @@ def _compiled() -> Callable[..., Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         log.warning("torch's compiler does not work here (%s): PV-tuning runs uncompiled, and slower", reason)
         return _run
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_tells_news)
     return torch.compile(_run, dynamic=False, options=options)
+
+
+def _tells_news(record: logging.LogRecord) -> bool:
+    """Not for torch's reminder that what is recomputed must do nothing in place: the families' blocks do not."""
+    return "context_fn is passed to torch.utils.checkpoint" not in record.getMessage()

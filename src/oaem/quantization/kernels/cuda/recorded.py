@@ -63,7 +63,10 @@ class Recorded:
     def _watched(self, inputs: Tensor, target: Tensor) -> Tensor:
         """A step that notes whether it waits for the device; one that does breaks off before it changes anything."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            # That it is a prototype is known: a wait that it misses breaks the recording.
+            warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             return self._as_it_is(inputs, target)
         except RuntimeError as error:

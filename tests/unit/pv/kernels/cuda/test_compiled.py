@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch._higher_order_ops import wrap
 
 from oaem.models.attention_switch import sliding_mask
 from oaem.models.load import load_model
@@ -165,3 +168,13 @@ def test_without_a_compiler_it_says_so_and_goes_on(
     finally:
         compiled._compiled.cache_clear()
     assert [record.message.count("no C compiler)") for record in caplog.records] == [1]
+
+
+def test_torchs_reminder_is_not_told_and_everything_else_is() -> None:
+    (reminder,) = (line for line in inspect.getsource(wrap).splitlines() if line.startswith("Detected that context_fn"))
+
+    def told(text: str) -> bool:
+        return compiled._tells_news(logging.LogRecord("torch", logging.WARNING, "", 0, text, (), None))
+
+    assert not told(f"\n{reminder}\nPlease make sure that nothing is done in place.")
+    assert told("torch._dynamo hit config.recompile_limit (8)")
