@@ -50,9 +50,9 @@ MODEL, WINDOW = "embedded", 1024
 SHAPES = [(192, 576), (576, 576), (1536, 576), (576, 1536), (3072, 3072)]
 
 
-def torchs_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def torchs_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float, offset: int) -> Tensor:
     """torch's own, in float32, and the cast to bfloat16."""
-    return functional.rms_norm(inputs.float(), weight.shape, weight, epsilon).bfloat16()
+    return functional.rms_norm(inputs.float(), weight.shape, offset + weight if offset else weight, epsilon).bfloat16()
 
 
 @contextmanager
