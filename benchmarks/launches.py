@@ -61,7 +61,7 @@ def before() -> Iterator[None]:
     with (
         plain_paths(adam_steps),
         patch.object(mixed_precision, "fused_rotary", lambda block: nullcontext()),
-        patch.object(mixed_precision, "is_gated", lambda module: False),
+        patch.object(mixed_precision, "gate_activation", lambda module: None),
         patch.object(mixed_precision, "rms_norm", torchs_rms_norm),
         patch.object(mixed_precision, "SHARING", ()),
     ):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from oaem.quantization.kernels.cuda.attention import fused_attention
-from oaem.quantization.kernels.cuda.gated import gated_forward, is_gated
+from oaem.quantization.kernels.cuda.gated import gate_activation, gated_forward
 from oaem.quantization.kernels.cuda.quantized_product import SharedInput, weight_gradient
 from oaem.quantization.kernels.cuda.rms_norm import norm_numbers, rms_norm
 from oaem.quantization.kernels.cuda.rotary import fused_rotary
@@ -89,7 +89,8 @@ def _forward_of(module: nn.Module, biased: bool) -> Forward | None:
     if norm is not None:
         epsilon, offset = norm
         return None if offset and biased else partial(_rms_norm, module, epsilon, offset)
-    return partial(gated_forward, module) if is_gated(module) else None
+    activation = gate_activation(module)
+    return None if activation is None else partial(gated_forward, module, activation)
 
 
 def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
