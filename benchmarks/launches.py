@@ -50,9 +50,9 @@ MODEL, WINDOW = "embedded", 1024
 SHAPES = [(192, 576), (576, 576), (1536, 576), (576, 1536), (3072, 3072)]
 
 
-def torchs_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def torchs_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float, offset: int) -> Tensor:
     """torch's own, in float32, and the cast to bfloat16."""
-    return functional.rms_norm(inputs.float(), weight.shape, weight, epsilon).bfloat16()
+    return functional.rms_norm(inputs.float(), weight.shape, offset + weight if offset else weight, epsilon).bfloat16()
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def before() -> Iterator[None]:
     with (
         plain_paths(adam_steps),
         patch.object(mixed_precision, "fused_rotary", lambda block: nullcontext()),
-        patch.object(mixed_precision, "is_gated", lambda module: False),
+        patch.object(mixed_precision, "gate_activation", lambda module: None),
         patch.object(mixed_precision, "rms_norm", torchs_rms_norm),
         patch.object(mixed_precision, "SHARING", ()),
     ):

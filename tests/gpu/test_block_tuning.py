@@ -19,7 +19,7 @@ from oaem.models.attention_switch import sliding_mask
 from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.initialise import initialise
 from oaem.quantization.kernels.cuda.attention import causal_attention
-from oaem.quantization.kernels.cuda.gated import gated
+from oaem.quantization.kernels.cuda.gated import ACTIVATIONS, gated
 from oaem.quantization.kernels.cuda.rms_norm import rms_norm
 from oaem.quantization.kernels.cuda.rotary import rotary, rotate
 from oaem.quantization.kernels.cuda.squared_error import squared_error_triton
@@ -164,28 +164,30 @@ def test_the_rotary_embedding_and_its_gradients(heads: int, key_heads: int, toke
         torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)
 
 
-def test_the_gate_and_its_gradients() -> None:
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_gate_and_its_gradients(activation: str) -> None:
     draws = torch.Generator("cuda").manual_seed(0)
     parts = [3 * torch.randn(1, 200, 1536, generator=draws, device="cuda") for _ in range(3)]
     gate, up, incoming = (part.bfloat16() for part in parts)
     exact = [part.double().requires_grad_() for part in (gate, up)]
-    expected = functional.silu(exact[0]) * exact[1]
+    expected = ACTIVATIONS[activation](exact[0]) * exact[1]
     exact_gradients = torch.autograd.grad(expected, exact, incoming.double())
-    found = gated(gate.requires_grad_(), up.requires_grad_())
+    found = gated(gate.requires_grad_(), up.requires_grad_(), activation)
     gradients = torch.autograd.grad(found, (gate, up), incoming)
     for ours, wanted in zip((found, *gradients), (expected, *exact_gradients), strict=True):
         torch.testing.assert_close(ours.double(), wanted, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("shape", [(1, 1024, 576), (1, 700, 3072), (1, 200, 9, 64)], ids=str)
-def test_the_norm_and_its_gradients(shape: tuple[int, ...]) -> None:
+def test_the_norm_and_its_gradients(shape: tuple[int, ...], offset: int) -> None:
     draws = torch.Generator("cuda").manual_seed(0)
     inputs = (3 * torch.randn(shape, generator=draws, device="cuda")).requires_grad_()
-    weight = (1 + torch.randn(shape[-1], generator=draws, device="cuda") / 3).requires_grad_()
+    weight = (1 - offset + torch.randn(shape[-1], generator=draws, device="cuda") / 3).requires_grad_()
     incoming = torch.randn(shape, generator=draws, device="cuda").bfloat16()
-    found = rms_norm(inputs, weight, 0.1)
+    found = rms_norm(inputs, weight, 0.1, offset)
     exact = [part.detach().double().requires_grad_() for part in (inputs, weight)]
-    expected = functional.rms_norm(exact[0], (shape[-1],), exact[1], 0.1)
+    expected = functional.rms_norm(exact[0], (shape[-1],), offset + exact[1], 0.1)
     gradients = torch.autograd.grad(found, (inputs, weight), incoming, retain_graph=True)
     exact_gradients = torch.autograd.grad(expected, exact, incoming.double())
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)

@@ -20,6 +20,7 @@ from oaem.quantization.block_tuning import tune_block
 from oaem.quantization.kernels.cuda import attention
 from oaem.runtime.seeds import generator
 from tests.conftest import FAMILIES, HIDDEN, PECULIARITIES, VOCABULARY, save_tiny_model
+from tests.fused import FusedCalls
 from tests.unit.pv.test_student_families import loss, quantised_blocks, whole_state
 
 pytestmark = [
@@ -35,8 +36,12 @@ def test_the_student_is_the_cpus_but_for_rounding(tiny_model: Callable[[str, boo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_block_tuning_goes_where_the_cpus_goes(tiny_model: Callable[[str, bool], Path], family: str) -> None:
+def test_block_tuning_goes_where_the_cpus_goes(
+    tiny_model: Callable[[str, bool], Path], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    fused = FusedCalls(monkeypatch)
     hold_block_tuning(tiny_model(family, True), WINDOW)
+    fused.hold(family)
 
 
 @pytest.mark.parametrize("sliding", [20, 64, 75])
@@ -54,7 +59,9 @@ def test_gemmas_wide_heads_and_windows(tmp_path: Path, monkeypatch: pytest.Monke
     wide = {"head_dim": 256, "query_pre_attn_scalar": 256, "num_key_value_heads": 1, "sliding_window": sliding}
     monkeypatch.setitem(PECULIARITIES, "gemma3_text", PECULIARITIES["gemma3_text"] | wide)
     folder = save_tiny_model(tmp_path / "wide", "gemma3_text", True)
+    fused = FusedCalls(monkeypatch)
     hold_block_tuning(folder, 192)
+    fused.hold("gemma3_text")
     assert set(windows) == {sliding}
     windows.clear()
     hold_the_student(folder, "gemma3_text", 192)

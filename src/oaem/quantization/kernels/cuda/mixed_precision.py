@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from oaem.quantization.kernels.cuda.attention import fused_attention
-from oaem.quantization.kernels.cuda.gated import gated_forward, is_gated
+from oaem.quantization.kernels.cuda.gated import gate_activation, gated_forward
 from oaem.quantization.kernels.cuda.quantized_product import SharedInput, weight_gradient
-from oaem.quantization.kernels.cuda.rms_norm import rms_norm
+from oaem.quantization.kernels.cuda.rms_norm import norm_numbers, rms_norm
 from oaem.quantization.kernels.cuda.rotary import fused_rotary
 from oaem.quantization.linear import QuantizedLinear
 
@@ -53,8 +53,10 @@ def _forwards(block: nn.Module, shared: list[SharedInput]) -> dict[nn.Module, Fo
     found: dict[nn.Module, Forward] = {}
     for each in shared:
         found |= {linear: partial(each.forward, index) for index, linear in enumerate(each.linears)}
+    linears = [part for part in block.modules() if isinstance(part, nn.Linear | QuantizedLinear)]
+    biased = any(linear.bias is not None for linear in linears)
     for module in block.modules():
-        forward = _forward_of(module)
+        forward = _forward_of(module, biased)
         if forward is not None:
             found[module] = forward
     return found
@@ -76,14 +78,19 @@ def quantized_linears(block: nn.Module) -> list[list[QuantizedLinear]]:
     return found + [[linear] for linear in alone]
 
 
-def _forward_of(module: nn.Module) -> Forward | None:
+def _forward_of(module: nn.Module, biased: bool) -> Forward | None:
+    """What takes the place of `module`'s forward in a block where a linear is `biased`; None if it stays."""
     if type(module) is nn.Linear:
         return partial(_linear, module)
-    # What transformers calls so, with an epsilon of this name, is weight * inputs / root mean square in every family;
-    # Gemma's, which multiplies by 1 + weight, calls it `eps`, and goes its own way in float32.
-    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-        return partial(_rms_norm, module)
-    return partial(gated_forward, module) if is_gated(module) else None
+    norm = norm_numbers(module)
+    # Gemma's norms give the dtype that they get. Those of products give bfloat16; those of the residual stream give
+    # float32, but to linears, which round it to bfloat16 anyway. Only a product with a bias, which is float32, would be
+    # rounded once more on its way to the residual stream: there such norms stay as they are.
+    if norm is not None:
+        epsilon, offset = norm
+        return None if offset and biased else partial(_rms_norm, module, epsilon, offset)
+    activation = gate_activation(module)
+    return None if activation is None else partial(gated_forward, module, activation)
 
 
 def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
@@ -91,9 +98,9 @@ def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
     return product if module.bias is None else product + module.bias
 
 
-def _rms_norm(module: Any, inputs: Tensor) -> Tensor:
-    """The families' RMS norm; norms of queries and keys get bfloat16."""
-    return rms_norm(inputs, module.weight, module.variance_epsilon)
+def _rms_norm(module: Any, epsilon: float, offset: int, inputs: Tensor) -> Tensor:
+    """The families' RMS norm; norms of queries and keys, and Gemma's and OLMo's of what products gave, get bfloat16."""
+    return rms_norm(inputs, module.weight, epsilon, offset)
 
 
 class _Product(torch.autograd.Function):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 
 pytest.importorskip("tests.unit.interpreter")
 
@@ -19,6 +21,7 @@ from oaem.quantization.kernels.cuda import attention as causal_attention
 from oaem.quantization.kernels.cuda.mixed_precision import mixed_precision
 from oaem.runtime.seeds import generator
 from tests.conftest import FAMILIES, HIDDEN
+from tests.fused import FusedCalls
 
 LENGTH = 64  # a whole tile, which windows must have
 
@@ -52,11 +55,25 @@ def test_every_family_computes_what_it_does_in_float32(
         return output, *torch.autograd.grad((output - hidden).square().sum(), list(block.parameters()))
 
     expected = run()
+    fused = FusedCalls(monkeypatch)
     with mixed_precision(block):
         found = run()
+    fused.hold(family)
     if family == "gemma3_text":
         assert windows == [8 if index == 0 else 0]
     for name, ours, exact in zip(("output", *dict(block.named_parameters())), found, expected, strict=True):
         assert ours.dtype == torch.float32, name
         bound = 0.008 if name == "output" else 0.02
         assert float((ours - exact).detach().norm() / exact.detach().norm()) < bound, name
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_gemmas_norms_stay_as_they_are_after_products_with_a_bias(biased: bool) -> None:
+    """Such a product is float32, and so is what Gemma's norm then adds to the residual stream."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 1}
+    block = Gemma3DecoderLayer(Gemma3TextConfig(**sizes, head_dim=8, attention_bias=biased), 0)
+    norms = [part for part in block.modules() if type(part).__name__ == "Gemma3RMSNorm"]
+    with mixed_precision(block):
+        assert [("forward" in vars(norm)) for norm in norms] == 6 * [not biased]
+        assert "forward" in vars(block.mlp)
+    assert not any("forward" in vars(part) for part in block.modules())
