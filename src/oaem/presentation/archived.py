@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from oaem.measurements.table import COLUMNS, joined
+from oaem.presentation.tables.build import NOT_RUN
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,6 +38,19 @@ def archived(folders: Sequence[Path], geometry: str, search: tuple[int, int]) ->
         rows.merge(newest, on=[*RUN, ARCHIVE]) if len(rows) else rows for rows in (metrics, *others)
     )
     return Archived(where(metrics, stage="fp16"), metrics_of_runs, exchange, directions)
+
+
+def joined_or_empty(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """As `joined` does it, for tables of which some or all may be empty."""
+    import pandas as pd
+
+    rows = [table for table in tables if len(table)]
+    return joined(rows) if rows else pd.DataFrame(columns=[*COLUMNS, ARCHIVE])
+
+
+def paths(names: Sequence[str]) -> str:
+    """Folders of archive/ as a page names them."""
+    return ", ".join(f"`archive/{name}`" for name in names) or NOT_RUN
 
 
 def where(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from oaem.presentation.figures.why import why as why_figure
 from oaem.presentation.models_compared import Compared
 from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
 from oaem.presentation.pairs import Pairs
+from oaem.presentation.search_points import SearchPoints
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.trend import Trend, interval
 from oaem.presentation.why import LINEARS, REPLACED, Why
@@ -146,6 +147,7 @@ def page(template: Path, archives: Path) -> str:
         template,
         **functions,
         models=Compared(archives),
+        points=SearchPoints(archives),
         why=Why(archives),
         linears=(*LINEARS, ""),
         replaced=REPLACED,

@@ -14,8 +14,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from oaem.config.geometry import Geometry
-from oaem.measurements.table import COLUMNS, joined
-from oaem.presentation.archived import ARCHIVE, RUN, archived, layer_pairs, lower_layers, where
+from oaem.presentation.archived import (
+    ARCHIVE,
+    RUN,
+    archived,
+    joined_or_empty,
+    layer_pairs,
+    lower_layers,
+    paths,
+    where,
+)
 from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviation
 from oaem.presentation.pairs import Pairs, over_seeds
 from oaem.presentation.spread import ratio_spread
@@ -63,10 +71,12 @@ class Measured(Pairs):
     def __init__(self, budgets: Budgets, archives: Path) -> None:
         folders = [sorted(archives.glob(pattern)) for pattern in budgets.archives]
         kinds = [archived(each, GEOMETRY, budgets.search) for each in folders]
-        metrics = _joined([kind.metrics for kind in kinds])
+        metrics = joined_or_empty([kind.metrics for kind in kinds])
         super().__init__({MODELS[model]: where(metrics, model=model) for model in budgets.models})
         self.name = budgets.name
-        self.unquantised = _by_label(_joined([rows for kind in kinds for rows in _newest_first(kind.unquantised)]))
+        self.unquantised = _by_label(
+            joined_or_empty([rows for kind in kinds for rows in _newest_first(kind.unquantised)])
+        )
         self.directions = _by_label(_first([kind.directions for kind in kinds]))
 
     def shown(self, stage: str = "pre_pv") -> list[str]:
@@ -80,7 +90,7 @@ class Measured(Pairs):
 
     def places(self, label: str) -> str:
         """The same, as the page names them."""
-        return _paths(self.folders(label))
+        return paths(self.folders(label))
 
     def original(self, label: str, text: str) -> str:
         """Perplexity of the unquantised model, on the same text."""
@@ -182,7 +192,7 @@ class Compared:
     def archives(self) -> str:
         """The folders that the section is made of."""
         names = {name for measured in self.all for label in measured.runs for name in measured.folders(label)}
-        return _paths(sorted(names))
+        return paths(sorted(names))
 
     def absent(self) -> str:
         """Pairs that a configuration has and no archive."""
@@ -244,18 +254,6 @@ class Compared:
             if label in measured.shown(stage)
             for text in TEXTS
         ]
-
-
-def _paths(names: Sequence[str]) -> str:
-    return ", ".join(f"`archive/{name}`" for name in names) or NOT_RUN
-
-
-def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """As `joined` does it, for tables of which some or all may be empty."""
-    import pandas as pd
-
-    rows = [table for table in tables if len(table)]
-    return joined(rows) if rows else pd.DataFrame(columns=[*COLUMNS, ARCHIVE])
 
 
 def _first(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -1,0 +1,59 @@
+"""Section "Beam and epochs" of docs/findings.md: B's geometry at the paper's other search points, and what they change.
+
+It fills in as archives come: `search-points-{date}`, of config/search-points.yaml, beside the evidence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from oaem.presentation.archived import ARCHIVE, archived, joined_or_empty, paths
+from oaem.presentation.pages import DATE, INITS
+from oaem.presentation.pairs import Pairs, over_seeds
+from oaem.presentation.spread import paired_ratios
+from oaem.presentation.view import search_label
+
+GEOMETRY, MODEL = "2bpp-2x8g8", "smollm2-135m"
+STANDARD, FEW_EPOCHS = (8, 100), (8, 5)
+BEAMS = ((4, 100), STANDARD, (16, 100))
+KINDS = (f"evidence{DATE}", f"search-points{DATE}")  # of what both hold, the first one's rows stand
+
+
+class SearchPoints(Pairs):
+    """The pairs of runs at each search point, the widest beam last."""
+
+    def __init__(self, archives: Path) -> None:
+        folders = [sorted(archives.glob(kind)) for kind in KINDS]
+        runs = {}
+        for point in (FEW_EPOCHS, *BEAMS):
+            rows = joined_or_empty([archived(each, GEOMETRY, point).metrics for each in folders])
+            runs[search_label(point)] = rows[rows["model"] == MODEL]
+        super().__init__(runs)
+
+    def shown(self, stage: str = "pre_pv") -> list[str]:
+        """The search points with a pair of runs at a stage."""
+        return [label for label in self.runs if self.measured(label, stage)]
+
+    def folders(self) -> str:
+        """The archives that hold them."""
+        return paths(sorted({name for label in self.shown() for name in self.runs[label][ARCHIVE]}))
+
+    def widened(self, stage: str) -> tuple[str, str] | None:
+        """The narrowest and the widest beam with a pair at a stage, all epochs; None of fewer than two."""
+        beams = [label for label in map(search_label, BEAMS) if label in self.shown(stage)]
+        return (beams[0], beams[-1]) if len(beams) > 1 else None
+
+    def shortened(self, stage: str) -> tuple[str, str] | None:
+        """All epochs and few, if both have a pair at a stage."""
+        points = search_label(STANDARD), search_label(FEW_EPOCHS)
+        return points if set(points) <= set(self.shown(stage)) else None
+
+    def change(self, first: str, second: str, init: str, stage: str, text: str) -> str:
+        """Perplexity at the second point over that at the first, paired by the seeds of both."""
+        one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
+        return over_seeds(paired_ratios(other, one))
+
+    def across(self, greedy: str, oaem: str, stage: str, text: str) -> str:
+        """Greedy's perplexity at one point over OA-EM's at another."""
+        points = zip((greedy, oaem), INITS, strict=True)
+        return over_seeds(paired_ratios(*(self.by_seed(label, init, stage, text) for label, init in points)))
