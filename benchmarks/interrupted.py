@@ -13,7 +13,6 @@ one does. Not beside jobs that compute under NVIDIA's MPS, which may fall with t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import signal
@@ -26,7 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from oaem.planning import layout
 from oaem.runtime.atomic import write_json
+from oaem.runtime.provenance import checksum
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_THE_MOMENT = ("provenance", "seconds", "peak_bytes")  # keys, and metrics, that differ between two executions
@@ -44,13 +45,12 @@ class Attempt:
     @property
     def place(self) -> Path:
         """Where the run lies."""
-        return self.folder / "results" / self.run
+        return self.folder / layout.RESULTS / self.run
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         """Start Snakemake, with its jobs in one process group; what it prints is appended to a file of the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        stages = ("metrics/pre_pv-perplexity.json", "metrics/post_pv-perplexity.json")
-        targets = [str(Path("results", self.run, stage)) for stage in stages]
+        targets = [layout.metric(self.run, stage, "perplexity") for stage in ("pre_pv", "post_pv")]
         command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--directory", str(self.folder)]
         with (self.folder / "terminal.txt").open("ab") as terminal:
             return subprocess.Popen(
@@ -72,7 +72,7 @@ class Attempt:
         found = {}
         for path in sorted(self.place.rglob("*")):
             if path.suffix == ".safetensors":
-                found[str(path.relative_to(self.place))] = hashlib.sha256(path.read_bytes()).hexdigest()
+                found[str(path.relative_to(self.place))] = checksum(path)
             elif path.suffix == ".json":
                 lasting = _lasting(json.loads(path.read_text(encoding="utf-8")))
                 found[str(path.relative_to(self.place))] = json.dumps(lasting, sort_keys=True)
@@ -132,8 +132,12 @@ def main(arguments: list[str]) -> None:
     options = ("--cores", "2", "--resources", "gpu=2", "--configfile", *configurations, *told.snakemake)
     alone, killed = (Attempt(folder.resolve() / name, told.run, options) for name in ("alone", "killed"))
     undisturbed = alone.start()
-    kills = kill_on_the_way(killed, told.blocks, told.steps)
-    _end(alone, undisturbed)
+    try:
+        kills = kill_on_the_way(killed, told.blocks, told.steps)
+        _end(alone, undisturbed)
+    finally:
+        if undisturbed.poll() is None:  # in a process group of its own, it would outlive what went wrong here
+            os.killpg(undisturbed.pid, signal.SIGTERM)
     wanted, found = alone.files(), killed.files()
     differ = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
     tensors = sum(name.endswith(".safetensors") for name in wanted)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from oaem.models.attention_switch import sliding_mask
 from oaem.pv import outcomes, student
 from oaem.pv.kernels.cuda import compiled
 from oaem.pv.kernels.cuda.attention import attention, attention_gradients
@@ -158,9 +159,7 @@ def test_attention(tokens: int, width: int, window: int) -> None:
     )
     exact = [part.double().requires_grad_() for part in (query, key, value)]
     scores = 0.1 * exact[0] @ exact[1].repeat_interleave(3, 1).transpose(2, 3)
-    seen = torch.ones(tokens, tokens, device="cuda", dtype=torch.bool).tril()
-    seen = seen.triu(1 - window) if window else seen
-    scores = scores.masked_fill(~seen, float("-inf"))
+    scores = scores.masked_fill(~sliding_mask(tokens, window, query.device), float("-inf"))
     wanted = scores.softmax(3) @ exact[2].repeat_interleave(3, 1)
     result, logs = attention(query, key, value, 0.1, window)
     torch.testing.assert_close(logs.double(), scores.logsumexp(3), rtol=1e-4, atol=1e-4)

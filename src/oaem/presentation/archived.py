@@ -74,8 +74,8 @@ def lower_layers(pairs: pd.DataFrame) -> str:
 def _read(folders: Sequence[Path], name: str) -> pd.DataFrame:
     import pandas as pd
 
-    paths = [folder / f"{name}.csv" for folder in folders]
-    frames = [pd.read_csv(path).assign(**{ARCHIVE: path.parent.name}) for path in paths if path.exists()]
+    files = [folder / f"{name}.csv" for folder in folders]
+    frames = [pd.read_csv(path).assign(**{ARCHIVE: path.parent.name}) for path in files if path.exists()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

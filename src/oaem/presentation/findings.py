@@ -87,13 +87,9 @@ class Numbers(Pairs):
         one, other = (self.ratios(label, "pre_pv", "boolq") for label in (first, second))
         return interval(ratio_spread(list(paired_ratios(one, other).values())))
 
-    def across(self, first: str, second: str, init: str, stage: str, text: str) -> str:
-        """Perplexity in one case over that in another, paired by the seeds of both."""
-        return interval(ratio_spread(self._across(first, second, init, stage, text)))
-
     def lower(self, first: str, second: str, init: str, stage: str, text: str) -> str:
         """With how many seeds the second case has the lower perplexity."""
-        ratios = self._across(first, second, init, stage, text)
+        ratios = self._across(first, second, init, stage, text).values()
         return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
 
     def noise(self, label: str, init: str, stage: str, text: str) -> str:
@@ -131,10 +127,6 @@ class Numbers(Pairs):
             chosen = [self.by_seed(label, init, stage, "boolq") for stage in CHOSEN]
             found += [max(values) / min(values) for values in ([each[seed] for each in chosen] for seed in chosen[0])]
         return found
-
-    def _across(self, first: str, second: str, init: str, stage: str, text: str) -> list[float]:
-        one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
-        return list(paired_ratios(one, other).values())
 
 
 def page(template: Path, archives: Path) -> str:

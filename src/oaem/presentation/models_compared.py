@@ -79,10 +79,6 @@ class Measured(Pairs):
         )
         self.directions = _by_label(_first([kind.directions for kind in kinds]))
 
-    def shown(self, stage: str = "pre_pv") -> list[str]:
-        """The models with a pair of runs at a stage."""
-        return [label for label in self.runs if self.measured(label, stage)]
-
     def folders(self, label: str) -> list[str]:
         """The names of the archives that hold a model's runs."""
         tables = (self.runs[label], where(self.directions, label=label))

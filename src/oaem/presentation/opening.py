@@ -9,6 +9,7 @@ from oaem.presentation.claims.values import four_digits
 from oaem.presentation.headline import Group, first_subject
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import Value
+from oaem.presentation.tables.cells import Number
 from oaem.presentation.view import View, other_budgets, search_label
 
 
@@ -60,7 +61,7 @@ def _sentence(group: Group, first: Group, named: bool) -> str:
     on = better if winner == "OA-EM" else len(pairs) - better
     point = "" if group.point == first.point else f", {group.point}"
     return (
-        f"{f'{group.model} at' if named else 'At'} {group.rate}{point}, {_tuning(group)}, "
+        f"{f'{group.model} at' if named else 'At'} {group.rate}{point}, {_tuning(group.stage)}, "
         f"{winner} has the lower perplexity on {_all_of(on, len(pairs), 'text')}: on {text} ({role}) "
         f"OA-EM {_range(values['oaem'])}, greedy {_range(values['greedy'])}; {_ratio(values['ratio'])}"
         f"{_excluded([each['ratio'] for _, _, each in pairs])}."
@@ -71,28 +72,26 @@ def _across_models(found: Sequence[Group]) -> str:
     """Every model's ratio on the furthest text at the first rate and search, at the last stage that two models have."""
     first = found[0]
     alike = [group for group in found if (group.geometry, group.point) == (first.geometry, first.point)]
-    for stage in reversed(list(dict.fromkeys(group.stage for group in alike))):
-        shown = [
-            (group, *group.texts[-1])
-            for group in alike
-            if group.stage == stage and isinstance(group.texts[-1][2]["ratio"].ours, float)
-        ]
+    paired = [group for group in alike if isinstance(_furthest_ratio(group), float)]
+    for stage in reversed(dict.fromkeys(group.stage for group in paired)):
+        shown = {group.model: float(_furthest_ratio(group) or 0) for group in paired if group.stage == stage}
         if len(shown) > 1:
-            ratios = [float(values["ratio"].ours or 0) for *_, values in shown]
-            group, text, role, _ = shown[0]
-            each = ", ".join(
-                f"{ratio:.3g} with {model.model}" for ratio, (model, *_) in zip(ratios, shown, strict=True)
-            )
-            better = sum(ratio > 1 for ratio in ratios)
+            text, role, _ = first.texts[-1]
+            better = sum(ratio > 1 for ratio in shown.values())
+            each = ", ".join(f"{ratio:.3g} with {model}" for model, ratio in shown.items())
             return (
-                f"From model to model, at {group.rate}, {_tuning(group)}, on {text} ({role}), OA-EM is better with "
+                f"From model to model, at {first.rate}, {_tuning(stage)}, on {text} ({role}), OA-EM is better with "
                 f"{_all_of(better, len(shown), 'model')}: greedy / OA-EM is {each}."
             )
     return ""
 
 
-def _tuning(group: Group) -> str:
-    return group.stage.replace("PV", "PV-tuning")
+def _furthest_ratio(group: Group) -> Number | None:
+    return group.texts[-1][2]["ratio"].ours
+
+
+def _tuning(stage: str) -> str:
+    return stage.replace("PV", "PV-tuning")
 
 
 def _ratio(value: Value) -> str:

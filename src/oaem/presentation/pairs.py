@@ -35,6 +35,10 @@ class Pairs:
         """Whether there are pairs of runs at a stage, on every text."""
         return all(self.ratios(label, stage, text) for text in TEXTS)
 
+    def shown(self, stage: str = "pre_pv") -> list[str]:
+        """What has pairs of runs at a stage."""
+        return [label for label in self.runs if self.measured(label, stage)]
+
     def mean(self, label: str, init: str, stage: str, text: str) -> str:
         """Mean and sample standard deviation over the seeds that have a pair; one seed alone has no deviation."""
         seeds = self.ratios(label, stage, text)
@@ -54,6 +58,10 @@ class Pairs:
         ratios = self.ratios(label, stage, text).values()
         return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
 
+    def across(self, first: str, second: str, init: str, stage: str, text: str) -> str:
+        """Perplexity in one case over that in another, paired by the seeds of both."""
+        return over_seeds(self._across(first, second, init, stage, text))
+
     def rho(self, label: str) -> str:
         """The smallest and the largest representational ratio of a layer."""
         values = self._rows(label, metric="rho")["value"]
@@ -72,6 +80,9 @@ class Pairs:
         ratios = {(stage, text): self.ratios(label, stage, text) for text in TEXTS}
         errors = {init: self._error(label, init) for init in INITS}
         return Rung(label, code_bits, self._bits(label), errors, ratios)
+
+    def _across(self, first: str, second: str, init: str, stage: str, text: str) -> dict[int, float]:
+        return paired_ratios(*(self.by_seed(label, init, stage, text) for label in (first, second)))
 
     def _error(self, label: str, init: str) -> float:
         return float(self._rows(label, metric="relative_error", init=init)["value"].mean())

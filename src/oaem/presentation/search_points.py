@@ -30,10 +30,6 @@ class SearchPoints(Pairs):
             runs[search_label(point)] = rows[rows["model"] == MODEL]
         super().__init__(runs)
 
-    def shown(self, stage: str = "pre_pv") -> list[str]:
-        """The search points with a pair of runs at a stage."""
-        return [label for label in self.runs if self.measured(label, stage)]
-
     def folders(self) -> str:
         """The archives that hold them."""
         return paths(sorted({name for label in self.shown() for name in self.runs[label][ARCHIVE]}))
@@ -48,12 +44,7 @@ class SearchPoints(Pairs):
         points = search_label(STANDARD), search_label(FEW_EPOCHS)
         return points if set(points) <= set(self.shown(stage)) else None
 
-    def change(self, first: str, second: str, init: str, stage: str, text: str) -> str:
-        """Perplexity at the second point over that at the first, paired by the seeds of both."""
-        one, other = (self.by_seed(label, init, stage, text) for label in (first, second))
-        return over_seeds(paired_ratios(other, one))
-
-    def across(self, greedy: str, oaem: str, stage: str, text: str) -> str:
+    def greedy_over_oaem(self, greedy: str, oaem: str, stage: str, text: str) -> str:
         """Greedy's perplexity at one point over OA-EM's at another."""
         points = zip((greedy, oaem), INITS, strict=True)
         return over_seeds(paired_ratios(*(self.by_seed(label, init, stage, text) for label, init in points)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaem.presentation.archived import archived, layer_pairs, lower_layers, where
+from oaem.presentation.archived import archived, layer_pairs, lower_layers, paths, where
 from oaem.presentation.pages import DATE, INITS, mean_and_deviation
 from oaem.presentation.pairs import over_seeds
 from oaem.presentation.spread import paired_ratios
@@ -157,7 +157,7 @@ class Why:
 
     def archives(self, label: str) -> str:
         """The folders that a case is made of."""
-        return ", ".join(f"`archive/{folder.name}`" for folder in self.inquiries[label].folders) or NOT_RUN
+        return paths([folder.name for folder in self.inquiries[label].folders])
 
     def perplexity(self, label: str, init: str, text: str) -> str:
         """Of the untouched models: mean and sample standard deviation over the seeds that have both."""

@@ -36,12 +36,12 @@ def test_what_is_quoted(tmp_path: Path) -> None:
     assert points.shortened("pre_pv") == (STANDARD, SHORT)
     assert points.by_seed(STANDARD, "greedy", "pre_pv", "boolq") == {42: 100, 43: 102}, "the evidence's rows stand"
     assert points.by_seed(WIDE, "greedy", "pre_pv", "boolq") == {42: 90}, "of this model alone"
-    change = points.change(NARROW, STANDARD, "greedy", "pre_pv", "boolq")
+    change = points.across(STANDARD, NARROW, "greedy", "pre_pv", "boolq")
     mean = math.sqrt(100 / 120 * 102 / 130)
     assert float(change.split()[0]) == pytest.approx(mean, abs=5e-4)
-    assert points.change(NARROW, WIDE, "oaem", "pre_pv", "boolq") == f"{88 / 96:.3f}"
-    assert points.change(STANDARD, SHORT, "oaem", "pre_pv", "boolq") == f"{99 / 88:.3f}"
-    assert points.across(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 96:.3f}"
+    assert points.across(WIDE, NARROW, "oaem", "pre_pv", "boolq") == f"{88 / 96:.3f}"
+    assert points.across(SHORT, STANDARD, "oaem", "pre_pv", "boolq") == f"{99 / 88:.3f}"
+    assert points.greedy_over_oaem(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 96:.3f}"
     assert points.folders() == "`archive/evidence-2026-01-01`, `archive/search-points-2026-01-02`"
 
 
