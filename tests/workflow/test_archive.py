@@ -17,7 +17,9 @@ from tests.unit.presentation.paper_metrics import invented
 from tests.workflow.conftest import ROOT, snakemake
 
 README = ROOT / "archive/README.md"
-EVIDENCE, SWEEP = ROOT / "archive/evidence-2026-11-25", ROOT / "archive/rho-sweep-2026-11-25"
+EVIDENCE, SWEEP, ENDS = (
+    ROOT / "archive" / name for name in ("evidence-2026-11-25", "rho-sweep-2026-11-25", "rho-sweep-2026-11-29")
+)
 
 
 def rebuild(folder: Path, *arguments: str, config: str = "paper.yaml", fresh: Collection[str] = ()) -> tuple[int, str]:
@@ -119,29 +121,34 @@ def test_larger_model_and_other_family_fill_their_tables(tmp_path: Path) -> None
             assert tasks.loc[label, "arc_e_ours"] == pytest.approx(found["arc_easy", "acc_norm"], abs=1e-6)
 
 
-def test_the_sweep_of_rho_is_rebuilt_from_two_pieces(tmp_path: Path) -> None:
-    """By the command of archive/README.md: 8 over 8 from the one, 6 over 6 and 4 over 4 from the other."""
+def test_the_sweep_of_rho_is_rebuilt_from_three_pieces(tmp_path: Path) -> None:
+    """By archive/README.md's command: 8 over 8 from the first, 6 over 6 and 4 over 4 from the next, then its ends."""
     pieces = pieces_of("rho-sweep.yaml")
-    assert [piece.name for piece in pieces] == [EVIDENCE.name, SWEEP.name]
+    assert [piece.name for piece in pieces] == [EVIDENCE.name, SWEEP.name, ENDS.name]
     wanted = ["results/tables/rho_sweep.csv", "results/figures/rho_sweep.svg"]
     archives = f"from_archive={json.dumps([str(piece) for piece in pieces])}"
     code, output = rebuild(tmp_path, *wanted, "--config", archives, config="rho-sweep.yaml", fresh=("figure", "table"))
     assert code == 0, output
     table = pd.read_csv(tmp_path / wanted[0]).set_index(["geometry", "stage", "text"])
     assert len(table) == 5 * 2 * 3
-    for geometry, piece in (("2bpp-2x8g8", EVIDENCE), ("2bpp-2x6g6", SWEEP), ("2bpp-2x4g4", SWEEP)):
+    measured = {"2bpp-2x8g8": EVIDENCE, "2bpp-2x6g6": SWEEP, "2bpp-2x4g4": SWEEP}
+    for geometry, piece in (measured | {"2bpp-2x12g12": ENDS, "2bpp-2x3g3": ENDS}).items():
         metrics = pd.read_csv(piece / "metrics.csv")
         rows = metrics[(metrics.geometry == geometry) & metrics.seed.isin([42, 43]) & (metrics.dataset == "boolq")]
         assert not rows.empty
-        for words, stage in (("before PV", "pre_pv"), ("after PV", "post_pv")):
+        stages = (("before PV", "pre_pv"), ("after PV", "post_pv"))
+        for words, stage in stages[: 1 if piece == ENDS else 2]:
             for init in ("greedy", "oaem"):
                 mean = rows[(rows.stage == stage) & (rows.init == init) & (rows.metric == "perplexity")]["value"].mean()
                 shown = table.loc[(geometry, words, "Wikipedia"), f"{init}_ours"]
                 assert shown == pytest.approx(mean, abs=1e-6)
-    complete = table[table["missing"].isna()].index.get_level_values("geometry")
-    assert set(complete) == {"2bpp-2x8g8", "2bpp-2x6g6", "2bpp-2x4g4"}
+    complete = table[table["missing"].isna()].reset_index()
+    assert set(complete["geometry"]) == {"2bpp-2x12g12", "2bpp-2x8g8", "2bpp-2x6g6", "2bpp-2x4g4", "2bpp-2x3g3"}
+    assert set(complete[complete["stage"] == "after PV"]["geometry"]) == {"2bpp-2x8g8", "2bpp-2x6g6", "2bpp-2x4g4"}
     silent = table[table["ratio_ours"].isna()]
     assert silent["missing"].str.contains("ratio: not run").all()
     assert (tmp_path / wanted[1]).exists()
     united = read_csv(tmp_path / "results/metrics.csv")
-    assert len(united) == sum(len(pd.read_csv(piece / "metrics.csv")) for piece in pieces), "they share none"
+    found = [pd.read_csv(piece / "metrics.csv") for piece in pieces]
+    unquantised = (found[-1]["stage"] == "fp16").sum()
+    assert len(united) == sum(map(len, found)) - unquantised, "they share the unquantised model's"

@@ -6,6 +6,7 @@ holds the page to the archive.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,16 +44,21 @@ class Case:
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
 TUNED = "evidence-2026-11-29"  # A made anew, for its PV-tuning
+ENDS = "rho-sweep-2026-11-29"  # of the sweep
 ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
-ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ON_ORIGINAL)
+AGAIN = "ablation-nothing-2026-11-29"  # B made anew
+ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN)
 CASES = (
     Case((EVIDENCE, TUNED), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
     Case((BUDGETS,), "2bpp-2x6g6", "C"),
 )
-SWEEP = tuple(Case((EVIDENCE, SWEPT), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3))
+SWEEP = tuple(
+    Case((EVIDENCE, SWEPT, ENDS), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3)
+)
 """The sweep of rho at one bit rate, from the smallest rho upwards."""
 ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
+REPEATED = Case((AGAIN,), "2bpp-2x8g8", "B made again")
 
 
 class Numbers(Pairs):
@@ -62,7 +68,7 @@ class Numbers(Pairs):
         found = {name: read_csv(archives / name / "metrics.csv") for name in ARCHIVES}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         runs = {}
-        for case in (*CASES, *SWEEP, ORIGINAL):
+        for case in (*CASES, *SWEEP, ORIGINAL, REPEATED):
             rows = joined(found[name] for name in case.archives)
             runs[case.label] = rows[rows["geometry"] == case.geometry]
         super().__init__(runs)
@@ -91,6 +97,17 @@ class Numbers(Pairs):
         """With how many seeds the second case has the lower perplexity."""
         ratios = self._across(first, second, init, stage, text).values()
         return f"{sum(ratio > 1 for ratio in ratios)} of {len(ratios)}"
+
+    def apart(self, first: str, second: str, stage: str, text: str) -> str:
+        """How far two makings of the same runs are from each other, in per cent: the nearest and the farthest pair."""
+        ratios = [each for init in INITS for each in self._across(first, second, init, stage, text).values()]
+        ends = sorted(100 * (max(ratio, 1 / ratio) - 1) for ratio in ratios)
+        return f"{ends[0]:.1f} to {ends[-1]:.1f} %"
+
+    def averaged(self, first: str, second: str, stage: str, text: str) -> str:
+        """Greedy over OA-EM, by seed the geometric mean of two makings of the same runs."""
+        one, other = (self.ratios(label, stage, text) for label in (first, second))
+        return interval(ratio_spread([math.sqrt(one[seed] * other[seed]) for seed in one if seed in other]))
 
     def noise(self, label: str, init: str, stage: str, text: str) -> str:
         """Standard deviation over seeds in per cent of the mean."""
@@ -146,6 +163,7 @@ def page(template: Path, archives: Path) -> str:
         cases=CASES,
         sweep=SWEEP,
         original_inputs=ORIGINAL.label,
+        again=REPEATED.label,
         inits=INITS,
         texts=TEXTS,
         stages=STAGES,

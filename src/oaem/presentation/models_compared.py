@@ -57,12 +57,15 @@ class Budgets:
     archives: tuple[str, ...]
     search: tuple[int, int]
     models: tuple[str, ...]
+    geometry: str = GEOMETRY
 
 
+# The evidence made again is here for its tasks, which the evidence has not.
 BUDGETS = (
-    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}"), (8, 100), tuple(MODELS)),
+    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}", f"ablation-nothing{DATE}"), (8, 100), tuple(MODELS)),
     Budgets("demonstration", (f"families{DATE}",), (4, 2), tuple(MODELS)[:3]),
 )
+AT_THREE = Budgets("paper", (f"three-models{DATE}",), (8, 100), tuple(MODELS)[1:], "3bpp-3x8g8")
 
 
 class Measured(Pairs):
@@ -70,7 +73,7 @@ class Measured(Pairs):
 
     def __init__(self, budgets: Budgets, archives: Path) -> None:
         folders = [sorted(archives.glob(pattern)) for pattern in budgets.archives]
-        kinds = [archived(each, GEOMETRY, budgets.search) for each in folders]
+        kinds = [archived(each, budgets.geometry, budgets.search) for each in folders]
         metrics = joined_or_empty([kind.metrics for kind in kinds])
         super().__init__({MODELS[model]: where(metrics, model=model) for model in budgets.models})
         self.name = budgets.name
@@ -175,6 +178,7 @@ class Compared:
 
     def __init__(self, archives: Path) -> None:
         self.all = [Measured(budgets, archives) for budgets in BUDGETS]
+        self.at_three = Measured(AT_THREE, archives)
 
     def labels(self) -> list[str]:
         """The models with any pair of runs."""
@@ -187,7 +191,12 @@ class Compared:
 
     def archives(self) -> str:
         """The folders that the section is made of."""
-        names = {name for measured in self.all for label in measured.runs for name in measured.folders(label)}
+        names = {
+            name
+            for measured in (*self.all, self.at_three)
+            for label in measured.runs
+            for name in measured.folders(label)
+        }
         return paths(sorted(names))
 
     def absent(self) -> str:

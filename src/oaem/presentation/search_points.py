@@ -48,3 +48,11 @@ class SearchPoints(Pairs):
         """Greedy's perplexity at one point over OA-EM's at another."""
         points = zip((greedy, oaem), INITS, strict=True)
         return over_seeds(paired_ratios(*(self.by_seed(label, init, stage, text) for label, init in points)))
+
+    def change_of_ratio(self, later: str, earlier: str, stage: str, text: str) -> str:
+        """The ratio greedy / OA-EM at one point over that at another, paired by seed."""
+        return over_seeds(paired_ratios(*(self.ratios(label, stage, text) for label in (later, earlier))))
+
+    def absent(self, stage: str) -> str:
+        """The points that have no pair of runs at a stage."""
+        return " and ".join(label for label in self.runs if label not in self.shown(stage))

@@ -59,10 +59,10 @@ class Case:
 
 CASES = (
     Case("D", f"inquiry{DATE}", "2bpp-2x6g6", (4, 2)),
-    Case("B", f"inquiry-evidence{DATE}", "2bpp-2x8g8", (8, 100)),
+    Case("B", f"ablation-nothing{DATE}", "2bpp-2x8g8", (8, 100)),
     Case("B without block tuning", f"ablation-no-block-tuning{DATE}", "2bpp-2x8g8", (8, 100)),
 )
-"""The demonstration's pair; the paper's budgets, as in the evidence; the same with one change."""
+"""The demonstration's pair; the paper's budgets, the evidence made again; the same with one change."""
 
 
 class Inquiry:

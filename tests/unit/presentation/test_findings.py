@@ -16,6 +16,7 @@ from oaem.presentation.findings import (
     EVIDENCE,
     INITS,
     ORIGINAL,
+    REPEATED,
     SWEEP,
     SWEPT,
     TEXTS,
@@ -37,7 +38,7 @@ def perplexities(label: str, stage: str) -> pd.DataFrame:
 
 def measured(label: str) -> pd.DataFrame:
     """Every measurement of a case, from the first archive that has it."""
-    case = next(case for case in (*CASES, *SWEEP, ORIGINAL) if case.label == label)
+    case = next(case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED) if case.label == label)
     found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
     found = found[found.geometry == case.geometry]
     return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
@@ -49,8 +50,8 @@ def close(shown: str, value: float) -> bool:
     return abs(float(shown) - value) <= 0.5 * 10**-decimals + 1e-9
 
 
-def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
-    """Means, deviations and the interval of a row, the last by scipy's paired test of the logarithms."""
+def check_ratio(runs: pd.DataFrame, ratio: str) -> None:
+    """A paired ratio and its interval, by scipy's paired test of the logarithms."""
     logs = runs.map(math.log)
     expected = [(logs["greedy"] - logs["oaem"]).mean()]
     if len(runs) > 1:
@@ -58,6 +59,11 @@ def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
         expected += [interval.low, interval.high]
     shown_ratio = re.findall(r"[\d.]+", ratio)
     assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
+
+
+def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
+    """Means, deviations, the paired ratio and its interval of a row."""
+    check_ratio(runs, ratio)
     for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
         check_mean(shown, runs[init])
 
@@ -143,6 +149,24 @@ def test_every_row_of_original_inputs_is_the_archives() -> None:
     assert lower == 11, "lower in every row but one"
 
 
+def test_what_is_said_of_two_makings_is_the_archives() -> None:
+    text = " ".join(PAGE.read_text(encoding="utf-8").partition("- **Made again**")[2].partition("\n- **")[0].split())
+    ends = re.findall(r"([\d.]+) to ([\d.]+) %", text)
+    ratios = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    assert (len(ends), len(ratios)) == (2, 4)
+    for place, stage in enumerate(STAGES.values()):
+        first, again = (perplexities(label, stage).loc["boolq"] for label in ("B", REPEATED.label))
+        apart = (first / again).stack()
+        found = 100 * (pd.concat([apart, 1 / apart], axis=1).max(axis=1) - 1)
+        assert close(ends[place][0], found.min()) and close(ends[place][1], found.max())
+        check_ratio(again, ratios[place])
+        averaged = (first.map(math.log) + again.map(math.log)).map(lambda log: math.exp(log / 2))
+        check_ratio(averaged, ratios[2 + place])
+        assert (again.greedy > again.oaem).all()
+    assert "3 of 3 and 3 of 3 seeds, but equality within the intervals" in text
+    assert all(float(ratio.split("[")[1].split(",")[0]) < 1 for ratio in ratios[:2]), "equality within"
+
+
 def test_what_two_archives_measured_is_the_same() -> None:
     """The runs of one case may lie in both: then one stands for the other."""
     first, second = (pd.read_csv(ARCHIVE / name / "metrics.csv") for name in (EVIDENCE, SWEPT))
@@ -196,8 +220,9 @@ def test_what_the_readme_quotes_is_on_the_page() -> None:
     assert not [each for each in quoted if each not in page_text]
     cases = [("A", "pre_pv"), ("A", "post_pv"), ("B", "pre_pv"), ("B", "post_pv"), ("C", "pre_pv"), ("C", "post_pv")]
     ratios = re.findall(r"\| (\d\.\d\d) \|$", text, re.M)
-    swept = [(f"{bits} bit over {bits}", stage) for stage in STAGES.values() for bits in (8, 6, 4)]
-    sentence = re.findall(r"(?<!± )\b1\.\d\d\b", text.rpartition("|")[2])
+    swept = [(f"{bits} bit over {bits}", "pre_pv") for bits in (12, 8, 6, 4, 3)]
+    swept += [(f"{bits} bit over {bits}", "post_pv") for bits in (8, 6, 4)]
+    sentence = re.findall(r"(?<!± )\b[01]\.\d\d\b(?! to)", text.rpartition("|")[2].partition("**")[0])
     for shown, (label, stage) in zip([*ratios, *sentence], [*cases, *swept], strict=True):
         logs = perplexities(label, stage).dropna().loc["boolq"].map(math.log)
         assert close(shown, math.exp((logs["greedy"] - logs["oaem"]).mean())), (label, stage)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from oaem.presentation.findings import EVIDENCE, page
-from oaem.presentation.models_compared import BUDGETS
+from oaem.presentation.models_compared import BUDGETS, Compared
 from tests.unit.presentation.paper_metrics import ROOT
 from tests.unit.presentation.test_findings import TEMPLATE
 from tests.unit.presentation.test_models_compared import SMALL, invent
@@ -73,21 +73,18 @@ def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
     assert "Qwen2.5-Coder 0.5B (demonstration)" not in missing
 
 
-def test_what_smollm2_lacks_elsewhere_is_said_until_it_is_there(tmp_path: Path) -> None:
-    """Its tasks and layer errors at the paper's budgets concern sentences of other sections."""
-    archives(tmp_path, PUBLISHED)
-    before = page(TEMPLATE, tmp_path)
-    layers, accuracies = {42: [(0.03, 0.01)]}, {42: (0.4, 0.5)}
-    invent(tmp_path / "three-models-2026-12-01", SMALL, {42: (60, 50)}, layers=layers, accuracies=accuracies)
-    after = " ".join(page(TEMPLATE, tmp_path).split())
-    assert "zero-shot tasks of A to C;" in before
-    assert "zero-shot tasks of A and C;" in after
-    assert "- **The paper's budgets (B)**: not run." in before
-    assert "(B)**: in \"Across models\" greedy's error on the model's inputs is 3.000 times OA-EM's;" in after
+def test_a_model_made_again_gives_what_the_first_making_lacks(tmp_path: Path) -> None:
+    """Tasks of the evidence made again beside perplexities of the evidence; both folders are named."""
+    invent(tmp_path / "evidence-2026-01-01", SMALL, {42: (60, 50)})
+    invent(tmp_path / "ablation-nothing-2026-01-02", SMALL, {42: (70, 50)}, accuracies={42: (0.4, 0.5)})
+    paper = Compared(tmp_path).all[0]
+    assert paper.by_seed(SMALL, "greedy", "pre_pv", "boolq") == {42: 60}
+    assert paper.accuracy(SMALL, "greedy") == "0.400"
+    assert paper.folders(SMALL) == ["ablation-nothing-2026-01-02", "evidence-2026-01-01"]
 
 
 def test_without_other_models_the_page_names_none(tmp_path: Path) -> None:
     text = page(TEMPLATE, archives(tmp_path))
     assert "three seeds. Made from" in text
     assert "A larger rho" not in text
-    assert "Zero-shot after PV-tuning" not in text
+    assert "At 3 bpp" not in text.partition("## Across models")[2]

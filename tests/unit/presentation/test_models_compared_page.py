@@ -14,7 +14,7 @@ from scipy import stats
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
 from oaem.presentation.findings import STAGES, TEXTS
-from oaem.presentation.models_compared import BUDGETS, GEOMETRY, MODELS, Budgets
+from oaem.presentation.models_compared import AT_THREE, BUDGETS, GEOMETRY, MODELS, Budgets
 from oaem.presentation.view import TASK_METRICS
 from tests.unit.presentation.paper_metrics import ROOT
 from tests.unit.presentation.test_findings import PAGE, check_mean, check_pair, close
@@ -54,7 +54,11 @@ def table(name: str, budgets: Budgets, model: str, key: list[str] = KEY) -> pd.D
     if not found:
         return pd.DataFrame(columns=[*key, "geometry", "value"])
     rows = pd.concat(found)
-    ours = (rows.geometry == GEOMETRY) & (rows.beam_width == budgets.search[0]) & (rows.max_epochs == budgets.search[1])
+    ours = (
+        (rows.geometry == budgets.geometry)
+        & (rows.beam_width == budgets.search[0])
+        & (rows.max_epochs == budgets.search[1])
+    )
     return rows[(ours | rows.geometry.isna()) & (rows.model == model)].drop_duplicates(key)
 
 
@@ -146,6 +150,23 @@ def test_every_comparison_is_the_archives() -> None:
         assert better == f"{(runs.greedy > runs.oaem).sum()} of {len(runs)}"
         rows = table("metrics", budgets, model).query("stage == 'fp16' and metric == 'perplexity'")
         check_mean(unquantised, rows[rows.dataset == dataset]["value"])
+
+
+def test_every_comparison_at_three_bits_is_the_archives() -> None:
+    labels = "|".join(MODELS.values())
+    found = re.findall(rf"^\| ({labels}) \|" + CELL * 8 + "$", section(), re.M)
+    models = [model for model in AT_THREE.models if len(pairs(AT_THREE, model, "pre_pv", "boolq"))]
+    assert models, "of one model at least"
+    assert [row[0] for row in found[:: len(TEXTS)]] == [
+        MODELS[model] for model in models for stage in STAGES if len(pairs(AT_THREE, model, stage, "boolq"))
+    ]
+    for label, _, words, text, numbers, greedy, oaem, ratio, better in found:
+        model = next(key for key, shown in MODELS.items() if shown == label)
+        stage = next(key for key, shown in STAGES.items() if shown == words)
+        runs = pairs(AT_THREE, model, stage, next(key for key, shown in TEXTS.items() if shown == text))
+        assert numbers == seeds(runs.index)
+        check_pair(runs, greedy, oaem, ratio)
+        assert better == f"{(runs.greedy > runs.oaem).sum()} of {len(runs)}"
 
 
 def test_every_models_layers_are_the_archives() -> None:

@@ -17,7 +17,7 @@ from tests.unit.presentation.test_models_compared import LARGE, SMALL, invent
 ARCHIVE, NEW = ROOT / "archive", "search-points-2026-12-01"
 NARROW, STANDARD, WIDE, SHORT = "b=4, e=100", "b=8, e=100", "b=16, e=100", "b=8, e=5"
 TITLE = "## Beam and epochs"
-OPEN = "so whether a wider beam helps greedy"
+OPEN = "; after PV-tuning B at b=8, e=5 and b=4, e=100 and b=16, e=100;"
 
 
 def test_what_is_quoted(tmp_path: Path) -> None:
@@ -42,6 +42,9 @@ def test_what_is_quoted(tmp_path: Path) -> None:
     assert points.across(WIDE, NARROW, "oaem", "pre_pv", "boolq") == f"{88 / 96:.3f}"
     assert points.across(SHORT, STANDARD, "oaem", "pre_pv", "boolq") == f"{99 / 88:.3f}"
     assert points.greedy_over_oaem(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 96:.3f}"
+    assert points.change_of_ratio(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 88 / (120 / 96):.3f}"
+    assert points.absent("pre_pv") == ""
+    assert points.absent("post_pv") == f"{SHORT} and {NARROW} and {STANDARD} and {WIDE}"
     assert points.folders() == "`archive/evidence-2026-01-01`, `archive/search-points-2026-01-02`"
 
 
@@ -57,6 +60,8 @@ def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
     after = page(TEMPLATE, tmp_path)
     section = after.partition(TITLE)[2].partition("\n## ")[0]
     assert OPEN not in after
+    assert f"; after PV-tuning B at {SHORT};" in after
+    assert f"is {95 / 90 / (110 / 90):.3f} of what it was far" in section
     assert f"`archive/{EVIDENCE}`, `archive/{NEW}`" in section
     rows = re.findall(r"^\| (b=\d+, e=\d+) \| (.*?) \| (.*?) \| (\d) \|", section, re.M)
     assert [row[0] for row in rows] == [label for _ in range(2) for label in (NARROW, STANDARD, WIDE) for _ in range(3)]

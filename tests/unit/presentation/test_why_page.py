@@ -133,9 +133,9 @@ def test_replacements_are_the_archives(label: str) -> None:
             assert close(high, found.max())
 
 
-def share(init: str, text: str = "boolq") -> pd.Series:
+def share(init: str, text: str = "boolq", label: str = "D") -> pd.Series:
     """Of the logarithmic gap on a text, what errors of the other's size make; by seed, in per cent."""
-    size, whole = (changes(init, part, OTHER, text).map(math.log) for part in ("size", "everything"))
+    size, whole = (changes(init, part, OTHER, text, label).map(math.log) for part in ("size", "everything"))
     return (100 * size / whole).dropna()
 
 
@@ -175,6 +175,27 @@ def test_what_the_text_says_in_numbers() -> None:
         values = share(init, dataset)
         shown = f"{values.mean():.0f} %" + (f" ({values.min():.0f} to {values.max():.0f})" if len(values) > 1 else "")
         assert f"{before} {shown}" in text
+
+
+def test_what_the_text_says_of_the_papers_budgets() -> None:
+    text = " ".join(section().partition("- **The paper's budgets (B)**")[2].partition("\n- **")[0].split())
+    seeds = sorted(int(seed) for seed in table("exchange", "B")["seed"].unique())
+    assert f"of seeds {', '.join(map(str, seeds))} errors were exchanged" in text
+    for (init, dataset), before in zip(
+        ((init, dataset) for init in INITS for dataset in ("boolq", "wikihow")),
+        ("closes", "far gap and", "opens", "and"),
+        strict=True,
+    ):
+        values = share(init, dataset, "B")
+        assert f"{before} {values.mean():.0f} % ({values.min():.0f} to {values.max():.0f})" in text
+    left = [changes(init, "other directions", UNQUANTISED, "boolq", "B") for init in INITS]
+    for shown, ratios in zip(re.findall(r"[\d.]+ \[[\d., ]+\]", text), left, strict=True):
+        check(shown, ratios)
+    original = table("metrics", "B").query("dataset == 'boolq' and stage == 'pre_pv' and metric == 'perplexity'")
+    for init, ratios in zip(INITS, left, strict=True):
+        runs = original[original.init == init].set_index("seed")["value"]
+        whole = runs.map(math.log) - math.log(20.21)
+        assert ((-ratios.map(math.log)) > 0.9 * whole.reindex(ratios.index)).all(), "nearly all damage"
 
 
 def test_what_the_text_says_in_words() -> None:
@@ -226,8 +247,8 @@ def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
     for name in ("metrics", "directions", "exchange"):
         frame = table(name)
         frame["geometry"], frame["beam_width"], frame["max_epochs"] = case.geometry, *case.search
-        (tmp_path / "inquiry-evidence-2026-12-01").mkdir(exist_ok=True)
-        frame.to_csv(tmp_path / "inquiry-evidence-2026-12-01" / f"{name}.csv", index=False)
+        (tmp_path / "ablation-nothing-2026-12-01").mkdir(exist_ok=True)
+        frame.to_csv(tmp_path / "ablation-nothing-2026-12-01" / f"{name}.csv", index=False)
     text = page(TEMPLATE, tmp_path)
     assert "| B, perplexity |" in text
     assert "- **The paper's budgets (B)**: greedy's error on the model's inputs is 1." in text
