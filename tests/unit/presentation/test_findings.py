@@ -13,6 +13,7 @@ from oaem.config.geometry import Geometry
 from oaem.presentation.figures.drawing import save
 from oaem.presentation.findings import (
     CASES,
+    CHANGED,
     EVIDENCE,
     INITS,
     ORIGINAL,
@@ -38,7 +39,7 @@ def perplexities(label: str, stage: str) -> pd.DataFrame:
 
 def measured(label: str) -> pd.DataFrame:
     """Every measurement of a case, from the first archive that has it."""
-    case = next(case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED) if case.label == label)
+    case = next(case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, *CHANGED) if case.label == label)
     found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
     found = found[found.geometry == case.geometry]
     return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
@@ -165,6 +166,20 @@ def test_what_is_said_of_two_makings_is_the_archives() -> None:
         assert (again.greedy > again.oaem).all()
     assert "3 of 3 and 3 of 3 seeds, but equality within the intervals" in text
     assert all(float(ratio.split("[")[1].split(",")[0]) < 1 for ratio in ratios[:2]), "equality within"
+
+
+def test_what_more_of_oaem_does_is_the_archives() -> None:
+    text = " ".join(
+        PAGE.read_text(encoding="utf-8").partition("- **Does more of OA-EM")[2].partition("\n- **")[0].split()
+    )
+    shown = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    places = [(case.label, dataset) for case in CHANGED for dataset in ("wikihow", "lambada", "boolq")]
+    for ratio, (label, dataset) in zip(shown, [*places, (REPEATED.label, "wikihow")], strict=True):
+        changed, before = (perplexities(each, "pre_pv").loc[dataset] for each in (label, "B"))
+        changed = changed.rename(columns={"oaem_exact": "oaem"})
+        check_ratio(pd.DataFrame({"greedy": changed["oaem"], "oaem": before["oaem"]}), ratio)
+    below = [float(ratio.rpartition(", ")[2].rstrip("]")) < 1 for ratio in shown]
+    assert below == [True, False, False] * 2 + [False], "in-domain, and there alone"
 
 
 def test_what_two_archives_measured_is_the_same() -> None:
