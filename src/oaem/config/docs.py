@@ -26,6 +26,7 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `ablations/*.yaml` | one change of `evidence.yaml` each, which they amend; `small` of `config.yaml` |
 | `inquiry.yaml` | why OA-EM ends better: of `config.yaml`, which it amends, one pair with three seeds, for `inquire` |
 | `search-points.yaml` | other beam widths and epoch limits: of `evidence.yaml`, which it amends; for one GPU |
+| `small-search-points.yaml` | the same at small budgets, five seeds, for a CPU: of `config.yaml` |
 | `families.yaml` | three families at small budgets, three seeds, for a CPU: of `three-models.yaml` and `config.yaml` |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 | `rho-sweep.yaml` | five geometries of 2 bpp on it, rho over six orders of magnitude: Table rho_sweep; for one GPU |

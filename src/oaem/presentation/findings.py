@@ -23,7 +23,7 @@ from oaem.presentation.figures.why import why as why_figure
 from oaem.presentation.models_compared import Compared
 from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
 from oaem.presentation.pairs import Pairs
-from oaem.presentation.search_points import SearchPoints
+from oaem.presentation.search_points import BENCHES, SearchPoints
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.trend import Trend, interval
 from oaem.presentation.why import LINEARS, REPLACED, Why
@@ -76,6 +76,7 @@ class Numbers(Pairs):
         runs = {}
         for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, *CHANGED):
             rows = joined(found[name] for name in case.archives)
+            # The exact M-step is a change of OA-EM, whose place it takes.
             runs[case.label] = rows[rows["geometry"] == case.geometry].replace({"init": {"oaem_exact": "oaem"}})
         super().__init__(runs)
 
@@ -162,7 +163,7 @@ def page(template: Path, archives: Path) -> str:
         template,
         **functions,
         models=Compared(archives),
-        points=SearchPoints(archives),
+        benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),
         linears=(*LINEARS, ""),
         replaced=REPLACED,

@@ -22,7 +22,12 @@ def default() -> dict[str, Any]:
 
 
 # What a file is no configuration without, in order.
-AMENDED = {"inquiry": ("config",), "families": ("three-models", "config"), "search-points": ("evidence",)}
+AMENDED = {
+    "inquiry": ("config",),
+    "families": ("three-models", "config"),
+    "search-points": ("evidence",),
+    "small-search-points": ("config",),
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path("config").glob("*.yaml")))
