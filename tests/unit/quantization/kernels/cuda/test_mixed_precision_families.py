@@ -39,32 +39,35 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: in
 def test_every_family_computes_what_it_does_in_float32(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[[str, bool], Path], family: str, index: int
 ) -> None:
-    """Outputs to 0.8 %, gradients to 2 %: bfloat16 rounds by 0.2 % in the mean, and a gradient goes through dozens.
+    """As near as transformers' own modules come in bfloat16, times 1.5: a processor's products may round another way.
 
-    A norm that took its weight for another thing (Gemma's multiply by 1 + weight) would be off by tens of percents.
+    That is 2 % for some gradients (dozens of roundings by 0.2 % in the mean). A norm that took its weight for another
+    thing (Gemma's multiply by 1 + weight) would be off by tens of percents.
     """
     windows: list[int] = []
     monkeypatch.setattr(causal_attention, "causal_attention", lambda *a: windows.append(a[-1]) or attend(*a))
     folder = tiny_model(family, True)
     block = load_block(folder, index, torch.float32, "cpu")
-    arguments = block_arguments(folder, index, LENGTH, torch.float32, "cpu")
     hidden = torch.randn(1, LENGTH, HIDDEN, generator=generator(0, "mixed precision"))
 
-    def run() -> tuple[Tensor, ...]:
-        output = run_block(block, hidden, arguments)
-        return output, *torch.autograd.grad((output - hidden).square().sum(), list(block.parameters()))
+    def run(block: torch.nn.Module, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+        output = run_block(block, hidden.to(dtype), block_arguments(folder, index, LENGTH, dtype, "cpu"))
+        return output, *torch.autograd.grad((output - hidden).float().square().sum(), list(block.parameters()))
 
-    expected = run()
+    expected = run(block)
+    plain = run(load_block(folder, index, torch.bfloat16, "cpu"), torch.bfloat16)
     fused = FusedCalls(monkeypatch)
     with mixed_precision(block):
-        found = run()
+        found = run(block)
     fused.hold(family)
     if family == "gemma3_text":
         assert windows == [8 if index == 0 else 0]
-    for name, ours, exact in zip(("output", *dict(block.named_parameters())), found, expected, strict=True):
+    for name, ours, rounded, exact in zip(
+        ("output", *dict(block.named_parameters())), found, plain, expected, strict=True
+    ):
         assert ours.dtype == torch.float32, name
-        bound = 0.008 if name == "output" else 0.02
-        assert float((ours - exact).detach().norm() / exact.detach().norm()) < bound, name
+        error, usual = (float((each - exact).detach().norm() / exact.detach().norm()) for each in (ours, rounded))
+        assert error < 1.5 * usual < 0.04, name
 
 
 @pytest.mark.parametrize("biased", [False, True])
