@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
 from oaem.measurements.table import joined, read_csv
+from oaem.presentation.archived import paths
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
@@ -162,6 +163,7 @@ def page(template: Path, archives: Path) -> str:
     return rendered(
         template,
         **functions,
+        made_from=paths(ARCHIVES),
         models=Compared(archives),
         benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),

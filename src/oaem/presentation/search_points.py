@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oaem.presentation.archived import ARCHIVE, archived, joined_or_empty, paths
-from oaem.presentation.pages import DATE, INITS
+from oaem.presentation.pages import DATE, INITS, TEXTS
 from oaem.presentation.pairs import Pairs, over_seeds
-from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.spread import paired_ratios
+from oaem.presentation.trend import Tally
 from oaem.presentation.view import search_label
 
 MODEL = "smollm2-135m"
@@ -89,14 +90,9 @@ class SearchPoints(Pairs):
         """The ratio greedy / OA-EM at one point over that at another, paired by seed."""
         return over_seeds(self._change(later, earlier, stage, text))
 
-    def decided(self, later: str, earlier: str, stage: str, texts: Collection[str]) -> str:
-        """On how many texts the interval of that change lies below 1, and on how many above."""
-        over = [ratio_spread(list(self._change(later, earlier, stage, text).values())) for text in texts]
-        below, above = (
-            sum(each.high is not None and each.high < 1 for each in over),
-            sum(each.low is not None and each.low > 1 for each in over),
-        )
-        return f"below 1 on {below} and above 1 on {above} of {len(over)} texts"
+    def intervals(self, later: str, earlier: str, stage: str) -> str:
+        """Where the intervals of that change lie, one a text."""
+        return Tally([self._change(later, earlier, stage, text) for text in TEXTS]).intervals
 
     def absent(self, stage: str) -> str:
         """The points that have no pair of runs at a stage."""

@@ -50,7 +50,7 @@ def test_what_is_quoted(tmp_path: Path) -> None:
     assert points.greedy_over_oaem(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 96:.3f}"
     assert points.change_of_ratio(WIDE, NARROW, "pre_pv", "boolq") == f"{90 / 88 / (120 / 96):.3f}"
     assert points.absent("pre_pv") == ""
-    assert points.decided(STANDARD, NARROW, "pre_pv", TEXTS) == "below 1 on 0 and above 1 on 0 of 3 texts"
+    assert points.intervals(STANDARD, NARROW, "pre_pv") == "0 above 1, 0 below 1 and 3 around it"
     assert points.absent("post_pv") == f"{NARROW} and {SHORT} and {STANDARD} and {WIDE}"
     assert points.folders() == "`archive/evidence-2026-01-01`, `archive/search-points-2026-01-02`"
 
@@ -60,8 +60,8 @@ def test_where_the_interval_of_a_change_lies(tmp_path: Path) -> None:
     for beam, pairs in ((4, {42: (200, 100), 43: (202, 100)}), (16, {42: (50, 100), 43: (51, 100)})):
         invent(tmp_path / "search-points-2026-01-02", SMALL, pairs, (beam, 100))
     points = SearchPoints(PAPER, tmp_path)
-    assert points.decided(WIDE, NARROW, "pre_pv", TEXTS) == "below 1 on 3 and above 1 on 0 of 3 texts"
-    assert points.decided(NARROW, WIDE, "pre_pv", TEXTS) == "below 1 on 0 and above 1 on 3 of 3 texts"
+    assert points.intervals(WIDE, NARROW, "pre_pv") == "0 above 1, 3 below 1 and 0 around it"
+    assert points.intervals(NARROW, WIDE, "pre_pv") == "3 above 1, 0 below 1 and 0 around it"
 
 
 def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
@@ -118,10 +118,8 @@ def test_every_step_is_the_archives() -> None:
         points = [[perplexities(bench, label, STAGES[words], text) for text in TEXTS] for label in (first, second)]
         far = list(TEXTS).index("boolq")
         before, after = (point[far] for point in points)
-        ratios = [
-            before_after[1].eval("greedy / oaem") / before_after[0].eval("greedy / oaem")
-            for before_after in zip(*points, strict=True)
-        ]
+        whole = [[runs["greedy"] / runs["oaem"] for runs in point] for point in points]
+        ratios = [later / earlier for earlier, later in zip(*whole, strict=True)]
         by_text = dict(zip(TEXTS, ratios, strict=True))
         expected = [after[init] / before[init] for init in ("greedy", "oaem")]
         expected += [by_text[text] for text in ("boolq", "lambada", "wikihow")] + [after["greedy"] / before["oaem"]]
@@ -130,4 +128,6 @@ def test_every_step_is_the_archives() -> None:
             check_ratio(pd.DataFrame({"greedy": values, "oaem": 1.0}).dropna(), each)
         ends = [stats.ttest_1samp(values.dropna().map(math.log), 0).confidence_interval(0.95) for values in ratios]
         below, above = sum(each.high < 0 for each in ends), sum(each.low > 0 for each in ends)
-        assert f"below 1 on {below} and above 1 on {above} of 3 texts" in " ".join(told.split())
+        assert f"intervals: {above} above 1, {below} below 1 and {3 - above - below} around it" in " ".join(
+            told.split()
+        )
