@@ -41,7 +41,8 @@ def test_every_family_computes_what_it_does_in_float32(
 ) -> None:
     """As near as transformers' own modules come in bfloat16, times 1.5: a processor's products may round another way.
 
-    That is 2 % for some gradients (dozens of roundings by 0.2 % in the mean). A norm that took its weight for another
+    That is 2 % for some gradients (dozens of roundings by 0.2 % in the mean), and beyond 2 % nothing is more than a
+    quarter further off than those modules. A norm that took its weight for another
     thing (Gemma's multiply by 1 + weight) would be off by tens of percents.
     """
     windows: list[int] = []
@@ -68,6 +69,7 @@ def test_every_family_computes_what_it_does_in_float32(
         assert ours.dtype == torch.float32, name
         error, usual = (float((each - exact).detach().norm() / exact.detach().norm()) for each in (ours, rounded))
         assert error < 1.5 * usual < 0.04, name
+        assert error < max(0.02, 1.25 * usual), name
         assert name != "output" or error < 0.008
 
 
