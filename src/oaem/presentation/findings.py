@@ -45,7 +45,7 @@ class Case:
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
 TUNED = "evidence-2026-11-29"  # A made anew, for its PV-tuning
-ENDS = "rho-sweep-2026-11-29"  # of the sweep
+ENDS = "rho-sweep-2026-11-29b"  # of the sweep
 ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 AGAIN = "ablation-nothing-2026-11-29"  # B made anew
 TEN_ROUNDS, EXACT = "ablation-rounds-10-2026-11-29", "ablation-exact-m-step-2026-11-29"
