@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
 from oaem.measurements.table import joined, read_csv
-from oaem.presentation.archived import paths
+from oaem.presentation.archived import RUN, paths
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
@@ -49,7 +49,10 @@ ENDS = "rho-sweep-2026-11-29b"  # of the sweep
 ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 AGAIN = "ablation-nothing-2026-11-29"  # B made anew
 TEN_ROUNDS, EXACT = "ablation-rounds-10-2026-11-29", "ablation-exact-m-step-2026-11-29"
-ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN, TEN_ROUNDS, EXACT)
+UNTUNED = "ablation-no-block-tuning-2026-11-29"
+ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN, TEN_ROUNDS, EXACT, UNTUNED)
+TWICE = (("rho-sweep-2026-11-29", ENDS), ("search-points-2026-11-29", "search-points-2026-11-29b"))
+"""Runs that were made twice, on other cards of one kind, with the same code of quantisation."""
 CASES = (
     Case((EVIDENCE, TUNED), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
@@ -61,6 +64,7 @@ SWEEP = tuple(
 """The sweep of rho at one bit rate, from the smallest rho upwards."""
 ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
 REPEATED = Case((AGAIN,), "2bpp-2x8g8", "B made again")
+WITHOUT_BLOCK_TUNING = Case((UNTUNED,), "2bpp-2x8g8", "B without block tuning")
 CHANGED = (
     Case((TEN_ROUNDS,), "2bpp-2x8g8", "ten rounds instead of three"),
     Case((EXACT,), "2bpp-2x8g8", "the exact M-step instead of Adam"),
@@ -75,11 +79,20 @@ class Numbers(Pairs):
         found = {name: read_csv(archives / name / "metrics.csv") for name in ARCHIVES}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         runs = {}
-        for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, *CHANGED):
+        for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED):
             rows = joined(found[name] for name in case.archives)
             # The exact M-step is a change of OA-EM, whose place it takes.
             runs[case.label] = rows[rows["geometry"] == case.geometry].replace({"init": {"oaem_exact": "oaem"}})
         super().__init__(runs)
+        paths_of_pairs = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
+        self._twice = [[read_csv(path) for path in pair] for pair in paths_of_pairs if all(p.exists() for p in pair)]
+
+    def same_bits(self) -> tuple[int, int, int]:
+        """Of runs made twice: how many perplexities are the same to the last digit, of how many, of how many runs."""
+        pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in self._twice]
+        pairs = [rows[(rows["metric"] == "perplexity") & rows["seed"].notna()] for rows in pairs]
+        same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
+        return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
 
     def original(self, text: str) -> str:
         """Perplexity of the unquantised model."""
@@ -173,6 +186,7 @@ def page(template: Path, archives: Path) -> str:
         sweep=SWEEP,
         original_inputs=ORIGINAL.label,
         again=REPEATED.label,
+        untuned=WITHOUT_BLOCK_TUNING.label,
         changed=CHANGED,
         inits=INITS,
         texts=TEXTS,

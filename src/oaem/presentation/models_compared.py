@@ -7,7 +7,7 @@ run"; a folder that comes later fills it in.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -165,9 +165,6 @@ class Measured(Pairs):
         rate = Geometry.parse(GEOMETRY).bits_per_parameter
         return Trend([self.rung(label, stage, rate) for label in sorted(places, key=lambda label: places[label])])
 
-    def _mean_rho(self, label: str) -> float:
-        return float(self._rows(label, metric="rho")["value"].mean())
-
     def _layers(self, label: str) -> pd.DataFrame:
         rows = where(self.directions, label=label)
         return layer_pairs(rows, ERROR).reindex(columns=list(INITS)).dropna().astype(float)
@@ -211,10 +208,14 @@ class Compared:
         """How often OA-EM wins with a model; a comparison is a text at a stage with one set of budgets."""
         return Tally(self._found(label))
 
-    def throughout(self) -> tuple[int, int]:
-        """With how many models it wins every comparison, and of how many."""
-        won = [tally.won == len(tally.found) for tally in map(self.tally, self.labels())]
-        return sum(won), len(won)
+    def winners(self, *stages: str) -> list[str]:
+        """The models with which it wins every comparison at these stages, or at all."""
+        tallies = {label: Tally(self._found(label, stages or tuple(STAGES))) for label in self.labels()}
+        return [label for label, tally in tallies.items() if tally.won == len(tally.found) > 0]
+
+    def single(self) -> str:
+        """The models that have no more than one seed with the paper's budgets."""
+        return ", ".join(label for label in self.all[0].shown() if len(self.all[0].ratios(label, *FAR)) == 1)
 
     def trends(self) -> list[tuple[Measured, str]]:
         """The budgets and stages at which there are two models or more to compare by rho."""
@@ -251,11 +252,11 @@ class Compared:
             near += abs(greedy - oaem) < measured.standard_error(label)
         return near, len(self.tasked())
 
-    def _found(self, label: str) -> list[Ratios]:
+    def _found(self, label: str, stages: Collection[str] = tuple(STAGES)) -> list[Ratios]:
         return [
             measured.ratios(label, stage, text)
             for measured in self.all
-            for stage in STAGES
+            for stage in stages
             if label in measured.shown(stage)
             for text in TEXTS
         ]

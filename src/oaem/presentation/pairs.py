@@ -79,7 +79,7 @@ class Pairs:
         """A case as a trend compares it with others, by its ratios at one stage."""
         ratios = {(stage, text): self.ratios(label, stage, text) for text in TEXTS}
         errors = {init: self._error(label, init) for init in INITS}
-        return Rung(label, code_bits, self._bits(label), errors, ratios)
+        return Rung(label, code_bits, self._bits(label), errors, ratios, self._mean_rho(label))
 
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> dict[int, float]:
         return paired_ratios(*(self.by_seed(label, init, stage, text) for label in (first, second)))
@@ -89,6 +89,9 @@ class Pairs:
 
     def _bits(self, label: str) -> float:
         return float(self._rows(label, metric="true_bits")["value"].mean())
+
+    def _mean_rho(self, label: str) -> float:
+        return float(self._rows(label, metric="rho")["value"].mean())
 
     def _rows(self, label: str, **wanted: str) -> pd.DataFrame:
         return where(self.runs[label], **wanted)

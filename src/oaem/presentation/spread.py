@@ -49,6 +49,24 @@ def ratio_spread(values: Sequence[float]) -> Spread:
     return Spread(logs.n, math.exp(logs.mean), statistics.stdev(values), math.exp(logs.low), math.exp(logs.high))
 
 
+def slope(points: Mapping[int, Sequence[tuple[float, float]]]) -> Spread:
+    """How much y grows with x, in points (x, y) by seed: least squares of one slope and a level for each seed.
+
+    The t interval takes the distances from those lines as independent; its degrees of freedom are the points less the
+    seeds less one. Without any left there is no interval. At least one seed has two values of x.
+    """
+    means = {seed: [statistics.fmean(values) for values in zip(*each, strict=True)] for seed, each in points.items()}
+    centred = [(x - means[seed][0], y - means[seed][1]) for seed, each in points.items() for x, y in each]
+    across = sum(x * x for x, _ in centred)
+    mean = sum(x * y for x, y in centred) / across
+    freedom = len(centred) - len(points) - 1
+    if freedom < 1:
+        return Spread(len(centred), mean)
+    error = math.sqrt(sum((y - mean * x) ** 2 for x, y in centred) / freedom / across)
+    reach = _quantile(freedom) * error
+    return Spread(len(centred), mean, None, mean - reach, mean + reach)
+
+
 @cache
 def _quantile(freedom: int) -> float:
     """Student's t at the upper end of a two-sided interval: 4.303 for three seeds."""

@@ -5,24 +5,26 @@ A ratio is greedy over OA-EM of one seed; several seeds are averaged as logarith
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from oaem.presentation.spread import Spread, paired_ratios, ratio_spread
+from oaem.presentation.spread import Spread, paired_ratios, ratio_spread, slope
 
 Ratios = Mapping[int, float]  # by seed
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One geometry of a sweep: what it is called, its bits a weight, layer errors, and ratios by stage and text."""
+    """One geometry of a sweep: its name, bits a weight, layer errors, ratios by stage and text, and mean rho."""
 
     name: str
     code_bits: float
     true_bits: float
     errors: Mapping[str, float]
     ratios: Mapping[tuple[str, str], Ratios]
+    rho: float
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ class Trend:
         """The same by seed; empty if the two ends have none in common."""
         first, last = (rung.ratios[stage, text] for rung in (self.rungs[0], self.rungs[-1]))
         return paired_ratios(last, first)
+
+    def tenfold(self, stage: str, text: str) -> Spread:
+        """How many times as large the ratio is at ten times the mean rho: one slope of logarithms, a level a seed."""
+        points: dict[int, list[tuple[float, float]]] = {}
+        for rung in self.rungs:
+            for seed, ratio in rung.ratios[stage, text].items():
+                points.setdefault(seed, []).append((math.log10(rung.rho), math.log(ratio)))
+        over = slope(points)
+        low, high = (None if end is None else math.exp(end) for end in (over.low, over.high))
+        return Spread(over.n, math.exp(over.mean), None, low, high)
 
     def heavy(self) -> list[Rung]:
         """Rungs whose codebooks and scales take more bits than their codes."""

@@ -144,8 +144,13 @@ class Why:
         return [label for label in self.inquiries if self.measured(label, "directions")]
 
     def absent(self) -> str:
-        """The cases without an archive."""
-        return ", ".join(label for label in self.inquiries if not self.measured(label, "pairs"))
+        """The cases whose directions were not measured, or whose blocks and kinds were not exchanged."""
+        lacking = [
+            label
+            for label in self.inquiries
+            if not (self.measured(label, "directions") and self.measured(label, BLOCK))
+        ]
+        return " and ".join(lacking)
 
     def picture(self, label: str) -> str:
         """The name of a case's figure, without ending."""

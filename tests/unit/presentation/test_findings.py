@@ -12,7 +12,6 @@ from scipy import stats
 from oaem.config.geometry import Geometry
 from oaem.presentation.figures.drawing import save
 from oaem.presentation.findings import (
-    CASES,
     CHANGED,
     EVIDENCE,
     INITS,
@@ -24,56 +23,20 @@ from oaem.presentation.findings import (
     figures,
     page,
 )
+from tests.unit.presentation.findings_page import (
+    ARCHIVE,
+    PAGE,
+    STAGES,
+    TEMPLATE,
+    bullet,
+    check_mean,
+    check_pair,
+    check_ratio,
+    close,
+    measured,
+    perplexities,
+)
 from tests.unit.presentation.paper_metrics import PAPER, ROOT
-
-PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
-STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
-
-
-def perplexities(label: str, stage: str) -> pd.DataFrame:
-    """Rows a seed and text, columns the initialisations."""
-    rows = measured(label)
-    rows = rows[(rows.metric == "perplexity") & (rows.stage == stage)]
-    return rows.pivot(index=["dataset", "seed"], columns="init", values="value")
-
-
-def measured(label: str) -> pd.DataFrame:
-    """Every measurement of a case, from the first archive that has it."""
-    case = next(case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, *CHANGED) if case.label == label)
-    found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
-    found = found[found.geometry == case.geometry]
-    return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
-
-
-def close(shown: str, value: float) -> bool:
-    """Whether a printed number is `value` to its own precision."""
-    decimals = len(shown.partition(".")[2])
-    return abs(float(shown) - value) <= 0.5 * 10**-decimals + 1e-9
-
-
-def check_ratio(runs: pd.DataFrame, ratio: str) -> None:
-    """A paired ratio and its interval, by scipy's paired test of the logarithms."""
-    logs = runs.map(math.log)
-    expected = [(logs["greedy"] - logs["oaem"]).mean()]
-    if len(runs) > 1:
-        interval = stats.ttest_rel(logs["greedy"], logs["oaem"]).confidence_interval(0.95)
-        expected += [interval.low, interval.high]
-    shown_ratio = re.findall(r"[\d.]+", ratio)
-    assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
-
-
-def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
-    """Means, deviations, the paired ratio and its interval of a row."""
-    check_ratio(runs, ratio)
-    for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
-        check_mean(shown, runs[init])
-
-
-def check_mean(shown: str, values: pd.Series) -> None:
-    """The mean and, of several, the sample standard deviation."""
-    mean, _, std = shown.partition(" ± ")
-    assert close(mean, values.mean())
-    assert close(std, values.std(ddof=1)) if len(values) > 1 else not std
 
 
 @pytest.mark.slow
@@ -151,7 +114,7 @@ def test_every_row_of_original_inputs_is_the_archives() -> None:
 
 
 def test_what_is_said_of_two_makings_is_the_archives() -> None:
-    text = " ".join(PAGE.read_text(encoding="utf-8").partition("- **Made again**")[2].partition("\n- **")[0].split())
+    text = bullet("Made again")
     ends = re.findall(r"([\d.]+) to ([\d.]+) %", text)
     ratios = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
     assert (len(ends), len(ratios)) == (2, 4)
@@ -169,9 +132,7 @@ def test_what_is_said_of_two_makings_is_the_archives() -> None:
 
 
 def test_what_more_of_oaem_does_is_the_archives() -> None:
-    text = " ".join(
-        PAGE.read_text(encoding="utf-8").partition("- **Does more of OA-EM")[2].partition("\n- **")[0].split()
-    )
+    text = bullet("Does more of OA-EM help more?")
     shown = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
     places = [(case.label, dataset) for case in CHANGED for dataset in ("wikihow", "lambada", "boolq")]
     for ratio, (label, dataset) in zip(shown, [*places, (REPEATED.label, "wikihow")], strict=True):
@@ -231,13 +192,16 @@ def test_what_the_readme_quotes_is_on_the_page() -> None:
         (ROOT / "README.md").read_text(encoding="utf-8").partition("## What three seeds say")[2].partition("\n## ")[0]
     )
     page_text, quoted = PAGE.read_text(encoding="utf-8"), re.findall(r"[\d.]+ ± [\d.]+", text)
-    assert len(quoted) == 14
+    assert len(quoted) == 16
     assert not [each for each in quoted if each not in page_text]
     cases = [("A", "pre_pv"), ("A", "post_pv"), ("B", "pre_pv"), ("B", "post_pv"), ("C", "pre_pv"), ("C", "post_pv")]
     ratios = re.findall(r"\| (\d\.\d\d) \|$", text, re.M)
     swept = [(f"{bits} bit over {bits}", "pre_pv") for bits in (12, 8, 6, 4, 3)]
-    swept += [(f"{bits} bit over {bits}", "post_pv") for bits in (8, 6, 4)]
+    swept += [(f"{bits} bit over {bits}", "post_pv") for bits in (12, 8, 6, 4, 3)]
     sentence = re.findall(r"(?<!± )\b[01]\.\d\d\b(?! to)", text.rpartition("|")[2].partition("**")[0])
     for shown, (label, stage) in zip([*ratios, *sentence], [*cases, *swept], strict=True):
         logs = perplexities(label, stage).dropna().loc["boolq"].map(math.log)
         assert close(shown, math.exp((logs["greedy"] - logs["oaem"]).mean())), (label, stage)
+    percent = re.findall(r"some (\d) and (\d) % more for ten times the rho", text)[0]
+    slopes = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", bullet("The order of the three cases is the paper's"))[-2:]
+    assert [f"{100 * (float(slope.split()[0]) - 1):.0f}" for slope in slopes] == list(percent)

@@ -207,7 +207,9 @@ def test_models_are_compared_in_the_order_of_their_rho(tmp_path: Path) -> None:
     assert demonstration.by_errors().growing(*FAR) == 2
     assert found.agreeing() == (3, 3)
     assert found.tally(MIDDLE).words == "3 of 3 comparisons, with every seed in 3"
-    assert found.throughout() == (2, 3)
+    assert found.winners() == found.winners("pre_pv") == [SMALL, MIDDLE]
+    assert found.winners("post_pv") == [], "none was tuned"
+    assert found.single() == "", "the paper's budgets have none"
     assert found.tally(MIDDLE).pairs == "6 of 6"
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from oaem.presentation.findings import EVIDENCE, page
 from oaem.presentation.models_compared import BUDGETS, Compared
+from tests.unit.presentation.findings_page import TEMPLATE
 from tests.unit.presentation.paper_metrics import ROOT
-from tests.unit.presentation.test_findings import TEMPLATE
 from tests.unit.presentation.test_models_compared import SMALL, invent
 
 ARCHIVE = ROOT / "archive"

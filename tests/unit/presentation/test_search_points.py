@@ -13,8 +13,8 @@ from scipy import stats
 from oaem.presentation.findings import EVIDENCE, page
 from oaem.presentation.pages import TEXTS
 from oaem.presentation.search_points import BENCHES, Bench, SearchPoints
+from tests.unit.presentation.findings_page import PAGE, STAGES, TEMPLATE, check_pair, check_ratio
 from tests.unit.presentation.paper_metrics import ROOT
-from tests.unit.presentation.test_findings import PAGE, STAGES, TEMPLATE, check_pair, check_ratio
 from tests.unit.presentation.test_models_compared import LARGE, SMALL, invent
 
 ARCHIVE, NEW = ROOT / "archive", "search-points-2026-12-01"

@@ -13,11 +13,14 @@ FAR = ("pre_pv", "far")
 NAMES = ("12 bit over 12", "8 bit over 8", "6 bit over 6", "3 bit over 3")
 
 
+RHOS = (0.001, 1.0, 20.0, 3000.0)
+
+
 def sweep(*ratios: dict[int, float], bits: tuple[float, ...] = (5.1, 2.15, 2.05, 2.02)) -> Trend:
     return Trend(
         [
-            Rung(name, 2.0, true_bits, {"greedy": 0.02, "oaem": 0.02 + 0.001 * index}, {FAR: by_seed})
-            for index, (name, true_bits, by_seed) in enumerate(zip(NAMES, bits, ratios, strict=True))
+            Rung(name, 2.0, true_bits, {"greedy": 0.02, "oaem": 0.02 + 0.001 * index}, {FAR: by_seed}, rho)
+            for index, (name, true_bits, by_seed, rho) in enumerate(zip(NAMES, bits, ratios, RHOS, strict=True))
         ]
     )
 
@@ -76,3 +79,11 @@ def test_wins_bits_and_errors_are_counted() -> None:
     assert [GROWING.bits(), GROWING.light().bits()] == ["2.02 to 5.10", "2.02 to 2.15"]
     assert [rung.name for rung in GROWING.light().rungs] == list(NAMES[1:])
     assert GROWING.lower_errors() == "0 of 4 geometries"
+
+
+def test_ten_times_the_rho_is_the_slope_of_logarithms() -> None:
+    exact = sweep(*({1: 0.9 * 1.1 ** math.log10(rho), 2: 1.3 * 1.1 ** math.log10(rho)} for rho in RHOS))
+    over = exact.tenfold(*FAR)
+    assert over.n == 8 and [over.low, over.mean, over.high] == pytest.approx([1.1] * 3), "seeds differ in their level"
+    fallen = FALLING.tenfold(*FAR)
+    assert fallen.low is not None and fallen.high is not None and fallen.low < fallen.mean < fallen.high < 1

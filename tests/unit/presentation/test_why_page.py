@@ -13,8 +13,8 @@ from scipy import stats
 from oaem.config.schema import load
 from oaem.presentation.findings import TEXTS, page
 from oaem.presentation.why import CASES, LINEARS, OTHER, REPLACED, UNQUANTISED, Why
+from tests.unit.presentation.findings_page import PAGE, TEMPLATE, check_mean, close
 from tests.unit.presentation.paper_metrics import ROOT
-from tests.unit.presentation.test_findings import PAGE, TEMPLATE, check_mean, close
 
 ARCHIVE = ROOT / "archive"
 CASE = CASES[0]
@@ -252,4 +252,6 @@ def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
     text = page(TEMPLATE, tmp_path)
     assert "| B, perplexity |" in text
     assert "- **The paper's budgets (B)**: greedy's error on the model's inputs is 1." in text
-    assert 'of "Why" B without block tuning.' in text
+    lacking = 'directions of errors, blocks and kinds exchanged ("Why") in '
+    assert f"{lacking}B and B without block tuning." in PAGE.read_text(encoding="utf-8")
+    assert f"{lacking}B without block tuning." in text

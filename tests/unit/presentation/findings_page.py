@@ -1,0 +1,68 @@
+"""docs/findings.md as its tests read it, and what the archive says of a case, computed another way than the page is."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pandas as pd
+from scipy import stats
+
+from oaem.presentation.findings import CASES, CHANGED, ORIGINAL, REPEATED, SWEEP, WITHOUT_BLOCK_TUNING
+from tests.unit.presentation.paper_metrics import ROOT
+
+PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
+STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
+
+
+def perplexities(label: str, stage: str) -> pd.DataFrame:
+    """Rows a seed and text, columns the initialisations."""
+    rows = measured(label)
+    rows = rows[(rows.metric == "perplexity") & (rows.stage == stage)]
+    return rows.pivot(index=["dataset", "seed"], columns="init", values="value")
+
+
+def measured(label: str) -> pd.DataFrame:
+    """Every measurement of a case, from the first archive that has it."""
+    case = next(
+        case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED) if case.label == label
+    )
+    found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
+    found = found[found.geometry == case.geometry]
+    return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()
+
+
+def bullet(opening: str) -> str:
+    """What the page says after a bullet's bold opening, on one line."""
+    return " ".join(PAGE.read_text(encoding="utf-8").partition(f"- **{opening}**")[2].partition("\n- ")[0].split())
+
+
+def close(shown: str, value: float) -> bool:
+    """Whether a printed number is `value` to its own precision."""
+    decimals = len(shown.partition(".")[2])
+    return abs(float(shown) - value) <= 0.5 * 10**-decimals + 1e-9
+
+
+def check_ratio(runs: pd.DataFrame, ratio: str) -> None:
+    """A paired ratio and its interval, by scipy's paired test of the logarithms."""
+    logs = runs.map(math.log)
+    expected = [(logs["greedy"] - logs["oaem"]).mean()]
+    if len(runs) > 1:
+        interval = stats.ttest_rel(logs["greedy"], logs["oaem"]).confidence_interval(0.95)
+        expected += [interval.low, interval.high]
+    shown_ratio = re.findall(r"[\d.]+", ratio)
+    assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
+
+
+def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:
+    """Means, deviations, the paired ratio and its interval of a row."""
+    check_ratio(runs, ratio)
+    for shown, init in ((greedy, "greedy"), (oaem, "oaem")):
+        check_mean(shown, runs[init])
+
+
+def check_mean(shown: str, values: pd.Series) -> None:
+    """The mean and, of several, the sample standard deviation."""
+    mean, _, std = shown.partition(" ± ")
+    assert close(mean, values.mean())
+    assert close(std, values.std(ddof=1)) if len(values) > 1 else not std

@@ -1,0 +1,95 @@
+"""What docs/findings.md says in words of the sweep, of block tuning and of runs made twice, recomputed another way."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from oaem.config.geometry import Geometry
+from oaem.presentation.findings import REPEATED, SWEEP, TEXTS, TWICE, WITHOUT_BLOCK_TUNING
+from tests.unit.presentation.findings_page import ARCHIVE, PAGE, STAGES, bullet, check_ratio, close, perplexities
+
+
+def test_how_the_ratio_grows_with_rho_is_the_archives() -> None:
+    """By numpy's least squares with a column a seed; the second three without the geometry of heavy codebooks."""
+    for words, stage in zip(lines_of_the_slope(), STAGES.values(), strict=True):
+        ratios = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", words)
+        whole = [steepness([case.label for case in SWEEP], stage, text) for text in TEXTS]
+        light = [steepness([case.label for case in SWEEP[1:]], stage, text) for text in TEXTS]
+        for ratio, expected in zip(ratios, [*whole, *light], strict=True):
+            assert all(close(each, value) for each, value in zip(re.findall(r"[\d.]+", ratio), expected, strict=True))
+        assert all(low > 1 for _, low, _ in whole), "the ratio grows with rho, and the answer says so"
+        assert ratios[2] in bullet("The order of the three cases is the paper's")
+
+
+def lines_of_the_slope() -> list[str]:
+    """One a stage: on three texts of all geometries, then without that one."""
+    return re.findall(r"\*\*Ten times the mean rho [^;]*;\n[^\n]*", PAGE.read_text(encoding="utf-8"))
+
+
+def steepness(labels: list[str], stage: str, text: str) -> tuple[float, float, float]:
+    """How many times as large the ratio is at ten times the rho, with the ends of its interval."""
+    pairs = {label: perplexities(label, stage).dropna().loc[text].eval("greedy / oaem") for label in labels}
+    frame = pd.DataFrame(
+        [
+            (math.log10(mean_rho(label)), seed, math.log(each))
+            for label in labels
+            for seed, each in pairs[label].items()
+        ],
+        columns=["rho", "seed", "log"],
+    )
+    design = pd.get_dummies(frame[["rho", "seed"]], columns=["seed"]).to_numpy(float)
+    coefficients, *_ = np.linalg.lstsq(design, frame["log"], rcond=None)
+    freedom = len(frame) - design.shape[1]
+    variance = ((frame["log"] - design @ coefficients) ** 2).sum() / freedom
+    error = math.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])
+    low, high = stats.t.interval(0.95, freedom, coefficients[0], error)
+    return math.exp(coefficients[0]), math.exp(low), math.exp(high)
+
+
+def mean_rho(label: str) -> float:
+    geometry = Geometry.parse(next(case.geometry for case in SWEEP if case.label == label))
+    layers = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]
+    return sum(geometry.rho(*shape) for shape in layers) / len(layers)
+
+
+def test_what_is_said_of_runs_without_block_tuning_is_the_archives() -> None:
+    words = bullet("Does block tuning repair it?")
+    ratios = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", words)
+    without, tuned = (perplexities(label, "pre_pv") for label in (WITHOUT_BLOCK_TUNING.label, REPEATED.label))
+    for init, ratio in zip(("greedy", "oaem"), ratios[:2], strict=True):
+        check_ratio(pd.DataFrame({"greedy": without.loc["boolq"][init], "oaem": tuned.loc["boolq"][init]}), ratio)
+        assert (without[init] > 1.3 * tuned[init]).all(), "it repairs much of either"
+    check_ratio(without.loc["boolq"], ratios[2])
+    check_ratio(tuned.loc["boolq"], ratios[3])
+    change = {name: rows.loc["boolq"].eval("greedy / oaem") for name, rows in (("greedy", without), ("oaem", tuned))}
+    check_ratio(pd.DataFrame(change), ratios[4])
+    check_ratio(without.loc["wikihow"], ratios[5])
+    check_ratio(tuned.loc["wikihow"], ratios[6])
+    low, high = map(float, re.findall(r"[\d.]+", ratios[4])[1:])
+    assert low < 1 < high, "or it would not be undecided"
+
+
+def test_runs_made_twice_are_those_of_the_archives() -> None:
+    same = count = 0
+    for names in TWICE:
+        one, other = (values_by_place(name) for name in names)
+        both = one.keys() & other.keys()
+        count += len(both)
+        same += sum(one[place] == other[place] for place in both)
+    assert f"of 20 runs of the sweep and of other search points that were quantised twice, {same} of {count}" in bullet(
+        "Made again"
+    )
+    assert count == 20 * 3
+
+
+def values_by_place(name: str) -> dict[tuple[object, ...], float]:
+    """Perplexities of quantised models by all that tells them apart."""
+    rows = pd.read_csv(ARCHIVE / name / "metrics.csv")
+    rows = rows[(rows.metric == "perplexity") & rows.seed.notna()]
+    places = rows[["geometry", "init", "beam_width", "max_epochs", "seed", "stage", "dataset"]]
+    return dict(zip(places.itertuples(index=False, name=None), rows["value"], strict=True))
