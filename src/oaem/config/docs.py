@@ -30,6 +30,7 @@ A configuration names models, corpora, geometries and token sets once, and a gri
 | `families.yaml` | three families at small budgets, three seeds, for a CPU: of `three-models.yaml` and `config.yaml` |
 | `paper.yaml` | the paper's grid: 14 quantised models and the three unquantised ones, for an 80 GB GPU |
 | `rho-sweep.yaml` | five geometries of 2 bpp on it, rho over six orders of magnitude: Table rho_sweep; for one GPU |
+| `small-rho-sweep.yaml` | four of them at small budgets, five seeds, for a CPU: of `config.yaml` |
 | `three-models.yaml` | real models of three families from packages, likewise: Tables 12 to 15; for a GPU and hours |
 | `large.yaml` | Llama 3.1 70B and 405B with the paper's settings, for the plan: one block of 70B was measured |
 

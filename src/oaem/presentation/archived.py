@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,7 +48,7 @@ def joined_or_empty(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return joined(rows) if rows else pd.DataFrame(columns=[*COLUMNS, ARCHIVE])
 
 
-def paths(names: Sequence[str]) -> str:
+def paths(names: Iterable[str]) -> str:
     """Folders of archive/ as a page names them."""
     return ", ".join(f"`archive/{name}`" for name in names) or NOT_RUN
 

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -50,7 +51,8 @@ ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 AGAIN = "ablation-nothing-2026-11-29"  # B made anew
 TEN_ROUNDS, EXACT = "ablation-rounds-10-2026-11-29", "ablation-exact-m-step-2026-11-29"
 UNTUNED = "ablation-no-block-tuning-2026-11-29"
-ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN, TEN_ROUNDS, EXACT, UNTUNED)
+SMALL = "small-rho-sweep-2026-11-29"
+ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN, TEN_ROUNDS, EXACT, UNTUNED, SMALL)
 TWICE = (("rho-sweep-2026-11-29", ENDS), ("search-points-2026-11-29", "search-points-2026-11-29b"))
 """Runs that were made twice, on other cards of one kind, with the same code of quantisation."""
 CASES = (
@@ -62,6 +64,8 @@ SWEEP = tuple(
     Case((EVIDENCE, SWEPT, ENDS), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits}") for bits in (12, 8, 6, 4, 3)
 )
 """The sweep of rho at one bit rate, from the smallest rho upwards."""
+SMALL_SWEEP = tuple(Case((SMALL,), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {bits} (small)") for bits in (8, 6, 4, 3))
+"""The same at the demonstration's budgets."""
 ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
 REPEATED = Case((AGAIN,), "2bpp-2x8g8", "B made again")
 WITHOUT_BLOCK_TUNING = Case((UNTUNED,), "2bpp-2x8g8", "B without block tuning")
@@ -70,26 +74,27 @@ CHANGED = (
     Case((EXACT,), "2bpp-2x8g8", "the exact M-step instead of Adam"),
 )
 """B with one change of OA-EM; docs/ablations.md has all changes."""
+EVERY_CASE = (*CASES, *SWEEP, *SMALL_SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED)
 
 
 class Numbers(Pairs):
-    """What the page may quote of cases and sweep; every method that a text calls returns text."""
+    """What the page may quote of cases and sweep, as text, or as what text is made of."""
 
     def __init__(self, archives: Path) -> None:
         found = {name: read_csv(archives / name / "metrics.csv") for name in ARCHIVES}
         self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
         runs = {}
-        for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED):
+        for case in EVERY_CASE:
             rows = joined(found[name] for name in case.archives)
             # The exact M-step is a change of OA-EM, whose place it takes.
             runs[case.label] = rows[rows["geometry"] == case.geometry].replace({"init": {"oaem_exact": "oaem"}})
         super().__init__(runs)
-        paths_of_pairs = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
-        self._twice = [[read_csv(path) for path in pair] for pair in paths_of_pairs if all(p.exists() for p in pair)]
+        self._twice = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
 
-    def same_bits(self) -> tuple[int, int, int]:
+    def made_twice(self) -> tuple[int, int, int]:
         """Of runs made twice: how many perplexities are the same to the last digit, of how many, of how many runs."""
-        pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in self._twice]
+        tables = [[read_csv(path) for path in pair] for pair in self._twice if all(path.exists() for path in pair)]
+        pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in tables]
         pairs = [rows[(rows["metric"] == "perplexity") & rows["seed"].notna()] for rows in pairs]
         same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
         return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
@@ -148,9 +153,9 @@ class Numbers(Pairs):
         """The geometries of the sweep that have no pair of runs at a stage."""
         return ", ".join(case.label for case in SWEEP if not self.measured(case.label, stage))
 
-    def trend(self, stage: str) -> Trend:
-        """The sweep of rho: its geometries with a pair of runs at a stage, for what is said of all of them together."""
-        measured = [case for case in SWEEP if self.measured(case.label, stage)]
+    def trend(self, stage: str, sweep: tuple[Case, ...] = SWEEP) -> Trend:
+        """A sweep of rho: its geometries with a pair of runs at a stage, for what is said of all of them together."""
+        measured = [case for case in sweep if self.measured(case.label, stage)]
         rates = {case.label: Geometry.parse(case.geometry).bits_per_parameter for case in measured}
         return Trend([self.rung(label, stage, rate) for label, rate in rates.items()])
 
@@ -176,7 +181,7 @@ def page(template: Path, archives: Path) -> str:
     return rendered(
         template,
         **functions,
-        made_from=paths(ARCHIVES),
+        made_from=paths(dict.fromkeys((*ARCHIVES, *chain(*TWICE)))),
         models=Compared(archives),
         benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),
@@ -184,6 +189,8 @@ def page(template: Path, archives: Path) -> str:
         replaced=REPLACED,
         cases=CASES,
         sweep=SWEEP,
+        small_sweep=SMALL_SWEEP,
+        small_folder=paths([SMALL]),
         original_inputs=ORIGINAL.label,
         again=REPEATED.label,
         untuned=WITHOUT_BLOCK_TUNING.label,

@@ -209,7 +209,7 @@ class Compared:
         return Tally(self._found(label))
 
     def winners(self, *stages: str) -> list[str]:
-        """The models with which it wins every comparison at these stages, or at all."""
+        """The models with which it wins every comparison at these stages; at all of them if none is named."""
         tallies = {label: Tally(self._found(label, stages or tuple(STAGES))) for label in self.labels()}
         return [label for label, tally in tallies.items() if tally.won == len(tally.found) > 0]
 

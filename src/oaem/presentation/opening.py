@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from oaem.config.geometry import Geometry
 from oaem.config.schema import Config
 from oaem.presentation.claims.values import four_digits
 from oaem.presentation.headline import Group, first_subject
@@ -17,11 +18,7 @@ def setting(config: Config) -> str:
     """Model, geometry, search points, seeds, and whether the budgets are the paper's."""
     view = View(config)
     geometries = list(dict.fromkeys(run.geometry for run in view.runs))
-    shapes = [
-        f"{geometry.num_codebooks} codebooks of {geometry.nbits} bit over groups of {geometry.group_size} "
-        f"({geometry.bits_per_parameter:.4g} bpp)"
-        for geometry in geometries
-    ]
+    shapes = [f"{_shape(geometry)} ({geometry.bits_per_parameter:.4g} bpp)" for geometry in geometries]
     points = list(dict.fromkeys(search_label((run.beam_width, run.max_epochs)) for run in view.runs))
     seeds = sorted({run.seed for run in view.runs})
     parts = [
@@ -47,11 +44,22 @@ def sentences(found: Sequence[Group]) -> list[str]:
     others = rates or [group for group in own if group.subject != first.subject]
     last = [group for group in others if group.subject == others[0].subject][-1:]
     several = len({group.model for group in found}) > 1
-    told = [_sentence(group, first, several) for group in (*first_subject(found)[:2], *last)]
+    told = [_sentence(group, first, _place(group, own, several)) for group in (*first_subject(found)[:2], *last)]
     return [text for text in (*told, _across_models(found) if several else "") if text]
 
 
-def _sentence(group: Group, first: Group, named: bool) -> str:
+def _shape(geometry: Geometry) -> str:
+    return f"{geometry.num_codebooks} codebooks of {geometry.nbits} bit over groups of {geometry.group_size}"
+
+
+def _place(group: Group, own: Sequence[Group], named: bool) -> str:
+    """The rate, with the model if there are several, and with its geometry if the model has others of this rate."""
+    rate = f"{group.model} at {group.rate}" if named else f"At {group.rate}"
+    alone = {each.geometry for each in own if each.rate == group.rate} == {group.geometry}
+    return rate if alone else f"{rate} with {_shape(Geometry.parse(group.geometry))}"
+
+
+def _sentence(group: Group, first: Group, place: str) -> str:
     pairs = [(text, role, values) for text, role, values in group.texts if isinstance(values["ratio"].ours, float)]
     if not pairs:
         return ""
@@ -61,7 +69,7 @@ def _sentence(group: Group, first: Group, named: bool) -> str:
     on = better if winner == "OA-EM" else len(pairs) - better
     point = "" if group.point == first.point else f", {group.point}"
     return (
-        f"{f'{group.model} at' if named else 'At'} {group.rate}{point}, {_tuning(group.stage)}, "
+        f"{place}{point}, {_tuning(group.stage)}, "
         f"{winner} has the lower perplexity on {_all_of(on, len(pairs), 'text')}: on {text} ({role}) "
         f"OA-EM {_range(values['oaem'])}, greedy {_range(values['greedy'])}; {_ratio(values['ratio'])}"
         f"{_excluded([each['ratio'] for _, _, each in pairs])}."

@@ -17,7 +17,10 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """Of `n` values: mean, sample standard deviation and t interval of the mean; of one value the mean alone."""
+    """Of `n` values: mean, sample standard deviation and t interval of the mean; of one value the mean alone.
+
+    Of a `slope` through `n` points: itself as the mean, its interval, and no deviation.
+    """
 
     n: int
     mean: float
@@ -52,9 +55,11 @@ def ratio_spread(values: Sequence[float]) -> Spread:
 def slope(points: Mapping[int, Sequence[tuple[float, float]]]) -> Spread:
     """How much y grows with x, in points (x, y) by seed: least squares of one slope and a level for each seed.
 
-    The t interval takes the distances from those lines as independent; its degrees of freedom are the points less the
-    seeds less one. Without any left there is no interval. At least one seed has two values of x.
+    A seed with one point says nothing of it and is left out; another has at least two values of x. The t interval takes
+    the distances from those lines as independent; its degrees of freedom are the points less the seeds less one, and
+    without any left there is none.
     """
+    points = {seed: each for seed, each in points.items() if len(each) > 1}
     means = {seed: [statistics.fmean(values) for values in zip(*each, strict=True)] for seed, each in points.items()}
     centred = [(x - means[seed][0], y - means[seed][1]) for seed, each in points.items() for x, y in each]
     across = sum(x * x for x, _ in centred)

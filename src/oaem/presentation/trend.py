@@ -120,9 +120,13 @@ class Trend:
         for rung in self.rungs:
             for seed, ratio in rung.ratios[stage, text].items():
                 points.setdefault(seed, []).append((math.log10(rung.rho), math.log(ratio)))
-        over = slope(points)
-        low, high = (None if end is None else math.exp(end) for end in (over.low, over.high))
-        return Spread(over.n, math.exp(over.mean), None, low, high)
+        return _factor(slope(points))
+
+    def tenfold_of_means(self, stage: str, text: str) -> Spread:
+        """The same through the mean of each rung alone, which takes no two seeds of one for independent."""
+        means = [over.mean for over in self.spreads(stage, text)]
+        points = [(math.log10(rung.rho), math.log(mean)) for rung, mean in zip(self.rungs, means, strict=True)]
+        return _factor(slope({0: points}))
 
     def heavy(self) -> list[Rung]:
         """Rungs whose codebooks and scales take more bits than their codes."""
@@ -146,6 +150,12 @@ class Trend:
 def interval(over: Spread) -> str:
     """A mean ratio with its interval, as pages print it."""
     return f"{over.mean:.3f}" if over.low is None else f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
+
+
+def _factor(over: Spread) -> Spread:
+    """What a slope of logarithms multiplies by."""
+    low, high = (None if end is None else math.exp(end) for end in (over.low, over.high))
+    return Spread(over.n, math.exp(over.mean), None, low, high)
 
 
 def _growing(values: Sequence[float]) -> int:

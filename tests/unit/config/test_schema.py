@@ -26,6 +26,7 @@ AMENDED = {
     "inquiry": ("config",),
     "families": ("three-models", "config"),
     "search-points": ("evidence",),
+    "small-rho-sweep": ("config",),
     "small-search-points": ("config",),
 }
 

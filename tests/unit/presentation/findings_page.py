@@ -8,7 +8,7 @@ import re
 import pandas as pd
 from scipy import stats
 
-from oaem.presentation.findings import CASES, CHANGED, ORIGINAL, REPEATED, SWEEP, WITHOUT_BLOCK_TUNING
+from oaem.presentation.findings import EVERY_CASE
 from tests.unit.presentation.paper_metrics import ROOT
 
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
@@ -24,9 +24,7 @@ def perplexities(label: str, stage: str) -> pd.DataFrame:
 
 def measured(label: str) -> pd.DataFrame:
     """Every measurement of a case, from the first archive that has it."""
-    case = next(
-        case for case in (*CASES, *SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED) if case.label == label
-    )
+    case = next(case for case in EVERY_CASE if case.label == label)
     found = pd.concat([pd.read_csv(ARCHIVE / name / "metrics.csv") for name in case.archives])
     found = found[found.geometry == case.geometry]
     return found.groupby(["init", "seed", "stage", "dataset", "metric"], as_index=False).first()

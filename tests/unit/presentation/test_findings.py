@@ -17,6 +17,7 @@ from oaem.presentation.findings import (
     INITS,
     ORIGINAL,
     REPEATED,
+    SMALL_SWEEP,
     SWEEP,
     SWEPT,
     TEXTS,
@@ -198,10 +199,11 @@ def test_what_the_readme_quotes_is_on_the_page() -> None:
     ratios = re.findall(r"\| (\d\.\d\d) \|$", text, re.M)
     swept = [(f"{bits} bit over {bits}", "pre_pv") for bits in (12, 8, 6, 4, 3)]
     swept += [(f"{bits} bit over {bits}", "post_pv") for bits in (12, 8, 6, 4, 3)]
-    sentence = re.findall(r"(?<!± )\b[01]\.\d\d\b(?! to)", text.rpartition("|")[2].partition("**")[0])
+    swept += [(case.label, "pre_pv") for case in SMALL_SWEEP]
+    sentence = re.findall(r"(?<!± )\b[01]\.\d\d\b(?! to)", text.rpartition("|")[2].partition("**With other")[0])
     for shown, (label, stage) in zip([*ratios, *sentence], [*cases, *swept], strict=True):
         logs = perplexities(label, stage).dropna().loc["boolq"].map(math.log)
         assert close(shown, math.exp((logs["greedy"] - logs["oaem"]).mean())), (label, stage)
     percent = re.findall(r"some (\d) and (\d) % more for ten times the rho", text)[0]
-    slopes = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", bullet("The order of the three cases is the paper's"))[-2:]
+    slopes = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", bullet("The order of the three cases is the paper's"))[2:4]
     assert [f"{100 * (float(slope.split()[0]) - 1):.0f}" for slope in slopes] == list(percent)

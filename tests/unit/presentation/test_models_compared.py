@@ -210,6 +210,9 @@ def test_models_are_compared_in_the_order_of_their_rho(tmp_path: Path) -> None:
     assert found.winners() == found.winners("pre_pv") == [SMALL, MIDDLE]
     assert found.winners("post_pv") == [], "none was tuned"
     assert found.single() == "", "the paper's budgets have none"
+    for label, pairs in ((SMALL, {42: (60, 50)}), (LARGE, {42: (60, 50), 43: (60, 50)})):
+        invent(tmp_path / "three-models-2026-01-01", label, pairs)
+    assert Compared(tmp_path).single() == SMALL
     assert found.tally(MIDDLE).pairs == "6 of 6"
 
 

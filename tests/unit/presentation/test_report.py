@@ -159,6 +159,14 @@ def test_a_sentence_goes_from_model_to_model() -> None:
     assert "SmolLM2 135M at 3 bpp, after PV-tuning," in opening
 
 
+def test_sentences_tell_geometries_of_one_rate_apart() -> None:
+    config = load("rho-sweep.yaml")
+    opening = render(invented(config), config, PAPER).split('id="claims"')[0]
+    assert opening.count("At 2 bpp with 2 codebooks of 8 bit over groups of 8, ") == 2, "before and after PV-tuning"
+    assert opening.count("At 2 bpp with 2 codebooks of 3 bit over groups of 3, after PV-tuning, ") == 1
+    assert "At 2 bpp, " not in opening
+
+
 def test_sentences_name_the_worse_one_too() -> None:
     config = load("config.yaml")
     metrics = invented(config)

@@ -53,6 +53,6 @@ def test_a_slope_is_that_of_least_squares_with_a_level_a_seed(seeds: list[int]) 
     assert (found.low, found.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 
-def test_a_line_through_two_points_has_no_interval() -> None:
-    found = slope({42: [(0.0, 1.0), (2.0, 4.0)]})
+def test_a_line_through_two_points_has_no_interval_and_a_single_point_no_say() -> None:
+    found = slope({42: [(0.0, 1.0), (2.0, 4.0)], 43: [(1.0, 7.0)]})
     assert (found.n, found.mean, found.low, found.high) == (2, pytest.approx(1.5), None, None)

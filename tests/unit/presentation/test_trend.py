@@ -87,3 +87,7 @@ def test_ten_times_the_rho_is_the_slope_of_logarithms() -> None:
     assert over.n == 8 and [over.low, over.mean, over.high] == pytest.approx([1.1] * 3), "seeds differ in their level"
     fallen = FALLING.tenfold(*FAR)
     assert fallen.low is not None and fallen.high is not None and fallen.low < fallen.mean < fallen.high < 1
+    means = GROWING.tenfold_of_means(*FAR)
+    logs = [sum(map(math.log, rung.ratios[FAR].values())) / len(rung.ratios[FAR]) for rung in GROWING.rungs]
+    line = stats.linregress([math.log10(rho) for rho in RHOS], logs)
+    assert (means.n, means.mean) == (4, pytest.approx(math.exp(line.slope)))
