@@ -89,15 +89,6 @@ class Numbers(Pairs):
             # The exact M-step is a change of OA-EM, whose place it takes.
             runs[case.label] = rows[rows["geometry"] == case.geometry].replace({"init": {"oaem_exact": "oaem"}})
         super().__init__(runs)
-        self._twice = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
-
-    def made_twice(self) -> tuple[int, int, int]:
-        """Of runs made twice: how many perplexities are the same to the last digit, of how many, of how many runs."""
-        tables = [[read_csv(path) for path in pair] for pair in self._twice if all(path.exists() for path in pair)]
-        pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in tables]
-        pairs = [rows[(rows["metric"] == "perplexity") & rows["seed"].notna()] for rows in pairs]
-        same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
-        return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
 
     def original(self, text: str) -> str:
         """Perplexity of the unquantised model."""
@@ -172,6 +163,16 @@ class Numbers(Pairs):
         return found
 
 
+def made_twice(archives: Path) -> tuple[int, int, int]:
+    """Of runs made twice: how many perplexities are the same to the last digit, of how many, of how many runs."""
+    files = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
+    tables = [[read_csv(path) for path in pair] for pair in files if all(path.exists() for path in pair)]
+    pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in tables]
+    pairs = [rows[(rows["metric"] == "perplexity") & rows["seed"].notna()] for rows in pairs]
+    same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
+    return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
+
+
 def page(template: Path, archives: Path) -> str:
     """The page as Markdown; the same archive gives the same bytes."""
     numbers = Numbers(archives)
@@ -182,6 +183,7 @@ def page(template: Path, archives: Path) -> str:
         template,
         **functions,
         made_from=paths(dict.fromkeys((*ARCHIVES, *chain(*TWICE)))),
+        made_twice=made_twice(archives),
         models=Compared(archives),
         benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),

@@ -204,13 +204,16 @@ class Compared:
             found += [f"{', '.join(lacking)} ({measured.name})"] if lacking else []
         return ", ".join(found)
 
-    def tally(self, label: str) -> Tally:
-        """How often OA-EM wins with a model; a comparison is a text at a stage with one set of budgets."""
-        return Tally(self._found(label))
+    def tally(self, label: str, *stages: str) -> Tally:
+        """How often OA-EM wins with a model, at all stages if none is named.
+
+        A comparison is a text at a stage with one set of budgets.
+        """
+        return Tally(self._found(label, stages or tuple(STAGES)))
 
     def winners(self, *stages: str) -> list[str]:
-        """The models with which it wins every comparison at these stages; at all of them if none is named."""
-        tallies = {label: Tally(self._found(label, stages or tuple(STAGES))) for label in self.labels()}
+        """The models with which it wins every comparison, at all stages if none is named."""
+        tallies = {label: self.tally(label, *stages) for label in self.labels()}
         return [label for label, tally in tallies.items() if tally.won == len(tally.found) > 0]
 
     def single(self) -> str:

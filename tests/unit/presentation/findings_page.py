@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 from scipy import stats
@@ -13,6 +14,8 @@ from tests.unit.presentation.paper_metrics import ROOT
 
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
 STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
+RATIO = r"[\d.]+ \[[\d.]+, [\d.]+\]"  # with its interval, as the page prints it
+LAYERS = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]  # of a block of SmolLM2-135M
 
 
 def perplexities(label: str, stage: str) -> pd.DataFrame:
@@ -48,8 +51,12 @@ def check_ratio(runs: pd.DataFrame, ratio: str) -> None:
     if len(runs) > 1:
         interval = stats.ttest_rel(logs["greedy"], logs["oaem"]).confidence_interval(0.95)
         expected += [interval.low, interval.high]
-    shown_ratio = re.findall(r"[\d.]+", ratio)
-    assert all(close(shown, math.exp(value)) for shown, value in zip(shown_ratio, expected, strict=True))
+    check_numbers(ratio, [math.exp(value) for value in expected])
+
+
+def check_numbers(text: str, expected: Sequence[float]) -> None:
+    """Every number of a text."""
+    assert all(close(shown, value) for shown, value in zip(re.findall(r"[\d.]+", text), expected, strict=True))
 
 
 def check_pair(runs: pd.DataFrame, greedy: str, oaem: str, ratio: str) -> None:

@@ -26,7 +26,9 @@ from oaem.presentation.findings import (
 )
 from tests.unit.presentation.findings_page import (
     ARCHIVE,
+    LAYERS,
     PAGE,
+    RATIO,
     STAGES,
     TEMPLATE,
     bullet,
@@ -82,9 +84,8 @@ def test_every_geometry_of_the_sweep_is_the_archives() -> None:
     assert [label for label, *_ in found] == [c.label for c in SWEEP if len(perplexities(c.label, "pre_pv").dropna())]
     for label, bits, rho, *errors in found:
         geometry = Geometry.parse(next(case.geometry for case in SWEEP if case.label == label))
-        layers = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]
-        stored = sum(rows * columns * geometry.true_bits(rows, columns) for rows, columns in layers)
-        assert close(bits, stored / sum(rows * columns for rows, columns in layers))
+        stored = sum(rows * columns * geometry.true_bits(rows, columns) for rows, columns in LAYERS)
+        assert close(bits, stored / sum(rows * columns for rows, columns in LAYERS))
         ends = [geometry.rho(192, 576), geometry.rho(1536, 576)]
         assert [float(end) for end in rho.split(" to ")] == [pytest.approx(end, rel=0.05) for end in ends]
         frame = measured(label)
@@ -117,7 +118,7 @@ def test_every_row_of_original_inputs_is_the_archives() -> None:
 def test_what_is_said_of_two_makings_is_the_archives() -> None:
     text = bullet("Made again")
     ends = re.findall(r"([\d.]+) to ([\d.]+) %", text)
-    ratios = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    ratios = re.findall(RATIO, text)
     assert (len(ends), len(ratios)) == (2, 4)
     for place, stage in enumerate(STAGES.values()):
         first, again = (perplexities(label, stage).loc["boolq"] for label in ("B", REPEATED.label))
@@ -134,7 +135,7 @@ def test_what_is_said_of_two_makings_is_the_archives() -> None:
 
 def test_what_more_of_oaem_does_is_the_archives() -> None:
     text = bullet("Does more of OA-EM help more?")
-    shown = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", text)
+    shown = re.findall(RATIO, text)
     places = [(case.label, dataset) for case in CHANGED for dataset in ("wikihow", "lambada", "boolq")]
     for ratio, (label, dataset) in zip(shown, [*places, (REPEATED.label, "wikihow")], strict=True):
         changed, before = (perplexities(each, "pre_pv").loc[dataset] for each in (label, "B"))
@@ -205,5 +206,5 @@ def test_what_the_readme_quotes_is_on_the_page() -> None:
         logs = perplexities(label, stage).dropna().loc["boolq"].map(math.log)
         assert close(shown, math.exp((logs["greedy"] - logs["oaem"]).mean())), (label, stage)
     percent = re.findall(r"some (\d) and (\d) % more for ten times the rho", text)[0]
-    slopes = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", bullet("The order of the three cases is the paper's"))[2:4]
+    slopes = re.findall(RATIO, bullet("The order of the three cases is the paper's"))[2:4]
     assert [f"{100 * (float(slope.split()[0]) - 1):.0f}" for slope in slopes] == list(percent)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -13,16 +12,17 @@ from oaem.config.geometry import Geometry
 from oaem.presentation.findings import REPEATED, SMALL_SWEEP, SWEEP, TEXTS, TWICE, WITHOUT_BLOCK_TUNING
 from tests.unit.presentation.findings_page import (
     ARCHIVE,
+    LAYERS,
     PAGE,
+    RATIO,
     STAGES,
     bullet,
+    check_numbers,
     check_pair,
     check_ratio,
-    close,
     perplexities,
 )
-
-RATIO = r"[\d.]+ \[[\d.]+, [\d.]+\]"
+from tests.unit.presentation.oracles import first_coefficient
 
 
 def test_how_the_ratio_grows_with_rho_is_the_archives() -> None:
@@ -91,10 +91,6 @@ def by_means(stage: str, text: str) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def check_numbers(shown: str, expected: tuple[float, ...]) -> None:
-    assert all(close(each, value) for each, value in zip(re.findall(r"[\d.]+", shown), expected, strict=True))
-
-
 def steepness(labels: list[str], stage: str, text: str) -> tuple[float, float, float]:
     """How many times as large the ratio is at ten times the rho, with the ends of its interval."""
     pairs = {label: perplexities(label, stage).dropna().loc[text].eval("greedy / oaem") for label in labels}
@@ -107,18 +103,13 @@ def steepness(labels: list[str], stage: str, text: str) -> tuple[float, float, f
         columns=["rho", "seed", "log"],
     )
     design = pd.get_dummies(frame[["rho", "seed"]], columns=["seed"]).to_numpy(float)
-    coefficients, *_ = np.linalg.lstsq(design, frame["log"], rcond=None)
-    freedom = len(frame) - design.shape[1]
-    variance = ((frame["log"] - design @ coefficients) ** 2).sum() / freedom
-    error = math.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])
-    low, high = stats.t.interval(0.95, freedom, coefficients[0], error)
-    return math.exp(coefficients[0]), math.exp(low), math.exp(high)
+    slope, low, high = first_coefficient(design, frame["log"].to_numpy())
+    return math.exp(slope), math.exp(low), math.exp(high)
 
 
 def mean_rho(label: str) -> float:
     geometry = Geometry.parse(next(case.geometry for case in (*SWEEP, *SMALL_SWEEP) if case.label == label))
-    layers = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]
-    return sum(geometry.rho(*shape) for shape in layers) / len(layers)
+    return sum(geometry.rho(*shape) for shape in LAYERS) / len(LAYERS)
 
 
 def test_what_is_said_of_runs_without_block_tuning_is_the_archives() -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from oaem.presentation.findings import EVIDENCE, page
 from oaem.presentation.pages import TEXTS
 from oaem.presentation.search_points import BENCHES, Bench, SearchPoints
-from tests.unit.presentation.findings_page import PAGE, STAGES, TEMPLATE, check_pair, check_ratio
+from tests.unit.presentation.findings_page import PAGE, RATIO, STAGES, TEMPLATE, check_pair, check_ratio
 from tests.unit.presentation.paper_metrics import ROOT
 from tests.unit.presentation.test_models_compared import LARGE, SMALL, invent
 
@@ -123,7 +123,7 @@ def test_every_step_is_the_archives() -> None:
         by_text = dict(zip(TEXTS, ratios, strict=True))
         expected = [after[init] / before[init] for init in ("greedy", "oaem")]
         expected += [by_text[text] for text in ("boolq", "lambada", "wikihow")] + [after["greedy"] / before["oaem"]]
-        shown = re.findall(r"[\d.]+ \[[\d.]+, [\d.]+\]", told)
+        shown = re.findall(RATIO, told)
         for each, values in zip(shown, expected, strict=True):
             check_ratio(pd.DataFrame({"greedy": values, "oaem": 1.0}).dropna(), each)
         ends = [stats.ttest_1samp(values.dropna().map(math.log), 0).confidence_interval(0.95) for values in ratios]

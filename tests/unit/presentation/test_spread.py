@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from oaem.presentation.spread import ratio_spread, slope, spread
+from tests.unit.presentation.oracles import first_coefficient
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [3.0, -1.0], [0.5, 0.25, 0.125, 0.75, 0.3]])
@@ -35,7 +36,7 @@ def test_one_value_has_no_spread() -> None:
 
 @pytest.mark.parametrize("seeds", [[5], [5, 5], [5, 2, 4]])
 def test_a_slope_is_that_of_least_squares_with_a_level_a_seed(seeds: list[int]) -> None:
-    """By numpy's least squares over columns for the levels, and the covariance of its coefficients."""
+    """By numpy's least squares over columns for the levels."""
     generator = np.random.default_rng(len(seeds))
     points = {
         seed: [(float(x), float(0.3 * x + seed + y)) for x, y in generator.normal(size=(count, 2))]
@@ -43,13 +44,9 @@ def test_a_slope_is_that_of_least_squares_with_a_level_a_seed(seeds: list[int]) 
     }
     rows = [([x] + [float(other == seed) for other in points], y) for seed, each in points.items() for x, y in each]
     design, values = np.array([row for row, _ in rows]), np.array([y for _, y in rows])
-    coefficients, *_ = np.linalg.lstsq(design, values, rcond=None)
-    freedom = len(values) - design.shape[1]
-    variance = ((values - design @ coefficients) ** 2).sum() / freedom
-    error = math.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0])
-    low, high = stats.t.interval(0.95, freedom, coefficients[0], error)
+    expected, low, high = first_coefficient(design, values)
     found = slope(points)
-    assert (found.n, found.mean) == (len(values), pytest.approx(coefficients[0], rel=1e-9))
+    assert (found.n, found.mean) == (len(values), pytest.approx(expected, rel=1e-9))
     assert (found.low, found.high) == (pytest.approx(low, rel=1e-9), pytest.approx(high, rel=1e-9))
 
 
