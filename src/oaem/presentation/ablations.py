@@ -26,6 +26,7 @@ from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviati
 from oaem.presentation.pairs import over_seeds, perplexities
 from oaem.presentation.spread import paired_ratios
 from oaem.presentation.tables.build import NOT_RUN
+from oaem.presentation.trend import Ratios, Tally
 from oaem.runtime.atomic import write_text
 
 if TYPE_CHECKING:
@@ -93,7 +94,12 @@ class Line:
         """Over the evidence, seed by seed: mean ratio and its interval; below 1 the change lowers perplexity."""
         if stage not in self.stages:
             return UNCHANGED
-        return _over(self.values, self.baseline, stage, text)
+        return over_seeds(_ratios(self.values, self.baseline, stage, text))
+
+    @property
+    def intervals(self) -> str:
+        """Where those of its changes lie, on all texts and at all stages that were measured."""
+        return _tally(self.values, self.baseline, self.stages).intervals
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,12 @@ class Gap:
 
     def ratio(self, stage: str, text: str) -> str:
         """Greedy over OA-EM, seed by seed: mean ratio and its interval; above 1 OA-EM is better."""
-        return _over(self.greedy, self.oaem, stage, text)
+        return over_seeds(_ratios(self.greedy, self.oaem, stage, text))
+
+    @property
+    def tally(self) -> Tally:
+        """How often OA-EM wins, on all texts and at all stages that were measured."""
+        return _tally(self.greedy, self.oaem, tuple(STAGES))
 
 
 def gaps(rows: Sequence[Line]) -> list[Gap]:
@@ -172,17 +183,24 @@ def page(template: Path, root: Path) -> str:
 def _view(bench: Bench, baseline: pd.DataFrame, ablations: Ablations, title: str) -> dict[str, object]:
     """What the page shows of a bench."""
     rows = lines(baseline, ablations, title)
+    _, *changed = found = gaps(rows)
     return {
         "lines": [line for line in rows if line.measured],
-        "gaps": gaps(rows),
+        "gaps": found,
+        "ahead": Tally([ratios for gap in changed for ratios in gap.tally.found]).words,
         "stages": {stage: STAGES[stage] for stage in bench.stages},
         "titles": {name: config.title for name, (config, _) in ablations.items()},
         "absent": [name for name, (_, measured) in ablations.items() if measured is None],
     }
 
 
-def _over(one: Values, other: Values, stage: str, text: str) -> str:
-    return over_seeds(paired_ratios(*(each.get((stage, text), {}) for each in (one, other))))
+def _ratios(one: Values, other: Values, stage: str, text: str) -> Ratios:
+    return paired_ratios(*(each.get((stage, text), {}) for each in (one, other)))
+
+
+def _tally(one: Values, other: Values, stages: Sequence[str]) -> Tally:
+    found = [_ratios(one, other, stage, text) for stage in stages for text in TEXTS]
+    return Tally([ratios for ratios in found if ratios])
 
 
 def _place(configs: Mapping[str, Config]) -> dict[str, object]:

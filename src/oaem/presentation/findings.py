@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from oaem.config.geometry import Geometry
 from oaem.config.schema import Config, load
 from oaem.measurements.table import joined, read_csv
-from oaem.presentation.archived import RUN, paths
+from oaem.presentation.archived import RUN, paths, where
 from oaem.presentation.figures.drawing import canvas, logarithmic, save, styled
 from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
 from oaem.presentation.models_compared import Compared
 from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
-from oaem.presentation.pairs import Pairs
+from oaem.presentation.pairs import Pairs, accuracy_rows
 from oaem.presentation.search_points import BENCHES, SearchPoints
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.trend import Trend, interval
@@ -45,18 +45,27 @@ class Case:
 
 
 EVIDENCE, BUDGETS, SWEPT = "evidence-2026-11-25", "budgets-2026-11-25", "rho-sweep-2026-11-25"
-TUNED = "evidence-2026-11-29"  # A made anew, for its PV-tuning
+TUNED, TASKED = "evidence-2026-11-29", "evidence-2026-11-29b"  # A made anew, for its PV-tuning and for its tasks
 ENDS = "rho-sweep-2026-11-29b"  # of the sweep
 ON_ORIGINAL = "ablation-original-inputs-2026-11-25"
 AGAIN = "ablation-nothing-2026-11-29"  # B made anew
-TEN_ROUNDS, EXACT = "ablation-rounds-10-2026-11-29", "ablation-exact-m-step-2026-11-29"
-UNTUNED = "ablation-no-block-tuning-2026-11-29"
+ONE_ROUND, TEN_ROUNDS = "ablation-rounds-1-2026-11-29", "ablation-rounds-10-2026-11-29b"
+EXACT_STEP, EXACT = "ablation-exact-m-step-2026-11-29", "ablation-exact-codebooks-2026-11-29"
+TARGETS = "ablation-model-targets-2026-11-29"
+UNTUNED = "ablation-no-block-tuning-2026-11-29b"
 SMALL = "small-rho-sweep-2026-11-29"
-ARCHIVES = (EVIDENCE, TUNED, BUDGETS, SWEPT, ENDS, ON_ORIGINAL, AGAIN, TEN_ROUNDS, EXACT, UNTUNED, SMALL)
-TWICE = (("rho-sweep-2026-11-29", ENDS), ("search-points-2026-11-29", "search-points-2026-11-29b"))
-"""Runs that were made twice, on other cards of one kind, with the same code of quantisation."""
+TWICE = (
+    (TUNED, TASKED),
+    (AGAIN, f"{AGAIN}b"),
+    (UNTUNED.removesuffix("b"), UNTUNED),
+    (TEN_ROUNDS.removesuffix("b"), TEN_ROUNDS),
+    (ENDS.removesuffix("b"), ENDS),
+    ("search-points-2026-11-29", "search-points-2026-11-29b"),
+    ("ablation-less-text-2026-11-29", "ablation-less-text-2026-11-29b"),
+)
+"""Runs that were made twice, on other cards of one kind, with the same code of quantisation and tuning."""
 CASES = (
-    Case((EVIDENCE, TUNED), "3bpp-3x8g8", "A"),
+    Case((EVIDENCE, TUNED, TASKED), "3bpp-3x8g8", "A"),
     Case((EVIDENCE,), "2bpp-2x8g8", "B"),
     Case((BUDGETS,), "2bpp-2x6g6", "C"),
 )
@@ -69,12 +78,17 @@ SMALL_SWEEP = tuple(Case((SMALL,), f"2bpp-2x{bits}g{bits}", f"{bits} bit over {b
 ORIGINAL = Case((ON_ORIGINAL,), "2bpp-2x8g8", "B on original inputs")
 REPEATED = Case((AGAIN,), "2bpp-2x8g8", "B made again")
 WITHOUT_BLOCK_TUNING = Case((UNTUNED,), "2bpp-2x8g8", "B without block tuning")
+ON_TARGETS = Case((TARGETS,), "2bpp-2x8g8", "B tuned to the unquantised model")
+EXACTLY = Case((EXACT,), "2bpp-2x8g8", "B by conjugate gradients")
 CHANGED = (
+    Case((ONE_ROUND,), "2bpp-2x8g8", "one round instead of three"),
     Case((TEN_ROUNDS,), "2bpp-2x8g8", "ten rounds instead of three"),
-    Case((EXACT,), "2bpp-2x8g8", "the exact M-step instead of Adam"),
+    Case((EXACT_STEP,), "2bpp-2x8g8", "the exact M-step instead of Adam"),
 )
 """B with one change of OA-EM; docs/ablations.md has all changes."""
-EVERY_CASE = (*CASES, *SWEEP, *SMALL_SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, *CHANGED)
+AS_B = (ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, ON_TARGETS, EXACTLY, *CHANGED)
+EVERY_CASE = (*CASES, *SWEEP, *SMALL_SWEEP, *AS_B)
+ARCHIVES = tuple(dict.fromkeys(chain.from_iterable(case.archives for case in EVERY_CASE)))
 
 
 class Numbers(Pairs):
@@ -82,7 +96,7 @@ class Numbers(Pairs):
 
     def __init__(self, archives: Path) -> None:
         found = {name: read_csv(archives / name / "metrics.csv") for name in ARCHIVES}
-        self.unquantised = found[EVIDENCE][found[EVIDENCE]["stage"] == "fp16"]
+        self.unquantised = joined(found[name] for name in (EVIDENCE, TASKED)).query("stage == 'fp16'")
         runs = {}
         for case in EVERY_CASE:
             rows = joined(found[name] for name in case.archives)
@@ -92,8 +106,12 @@ class Numbers(Pairs):
 
     def original(self, text: str) -> str:
         """Perplexity of the unquantised model."""
-        (value,) = self.unquantised[self.unquantised["dataset"] == text]["value"]
+        (value,) = where(self.unquantised, dataset=text)["value"]
         return f"{value:.2f}"
+
+    def original_accuracy(self) -> str:
+        """Its mean accuracy over the six tasks."""
+        return f"{accuracy_rows(self.unquantised)['value'].mean():.3f}"
 
     def span(self, label: str, init: str, stage: str, text: str) -> str:
         """The smallest and the largest seed."""
@@ -105,9 +123,9 @@ class Numbers(Pairs):
         far, near = (self.ratios(label, stage, text) for text in ("boolq", "wikihow"))
         return interval(ratio_spread([far[seed] / near[seed] for seed in far]))
 
-    def severity(self, first: str, second: str) -> str:
-        """The far ratio before PV-tuning in one case over that in another, paired by the seeds of both."""
-        one, other = (self.ratios(label, "pre_pv", "boolq") for label in (first, second))
+    def severity(self, first: str, second: str, stage: str = "pre_pv") -> str:
+        """The far ratio at a stage in one case over that in another, paired by the seeds of both."""
+        one, other = (self.ratios(label, stage, "boolq") for label in (first, second))
         return interval(ratio_spread(list(paired_ratios(one, other).values())))
 
     def lower(self, first: str, second: str, init: str, stage: str, text: str) -> str:
@@ -163,12 +181,15 @@ class Numbers(Pairs):
         return found
 
 
-def made_twice(archives: Path) -> tuple[int, int, int]:
-    """Of runs made twice: how many perplexities are the same to the last digit, of how many, of how many runs."""
+def made_twice(archives: Path, stage: str) -> tuple[int, int, int]:
+    """Perplexities of runs made twice at a stage: the same to the last digit, all, and of how many runs."""
     files = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
-    tables = [[read_csv(path) for path in pair] for pair in files if all(path.exists() for path in pair)]
-    pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in tables]
-    pairs = [rows[(rows["metric"] == "perplexity") & rows["seed"].notna()] for rows in pairs]
+    tables = [
+        [where(read_csv(path), metric="perplexity", stage=stage) for path in pair]
+        for pair in files
+        if all(path.exists() for path in pair)
+    ]
+    pairs = [one.merge(other, on=[*RUN, "stage", "dataset"]) for one, other in tables]
     same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
     return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
 
@@ -183,7 +204,7 @@ def page(template: Path, archives: Path) -> str:
         template,
         **functions,
         made_from=paths(dict.fromkeys((*ARCHIVES, *chain(*TWICE)))),
-        made_twice=made_twice(archives),
+        made_twice={stage: made_twice(archives, stage) for stage in STAGES},
         models=Compared(archives),
         benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),
@@ -196,6 +217,8 @@ def page(template: Path, archives: Path) -> str:
         original_inputs=ORIGINAL.label,
         again=REPEATED.label,
         untuned=WITHOUT_BLOCK_TUNING.label,
+        on_targets=ON_TARGETS.label,
+        exactly=EXACTLY.label,
         changed=CHANGED,
         inits=INITS,
         texts=TEXTS,

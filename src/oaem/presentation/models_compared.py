@@ -25,11 +25,10 @@ from oaem.presentation.archived import (
     where,
 )
 from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviation
-from oaem.presentation.pairs import Pairs, over_seeds
+from oaem.presentation.pairs import Pairs, accuracy_rows, over_seeds, whole
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Ratios, Tally, Trend
-from oaem.presentation.view import TASK_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,9 +59,10 @@ class Budgets:
     geometry: str = GEOMETRY
 
 
-# The evidence made again is here for its tasks, which the evidence has not.
+# The evidence made again is here for what the evidence has not: one folder has its tasks, another its layers' errors.
+AGAIN = ("ablation-nothing-2026-11-29", f"ablation-nothing{DATE}")
 BUDGETS = (
-    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}", f"ablation-nothing{DATE}"), (8, 100), tuple(MODELS)),
+    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}", *AGAIN), (8, 100), tuple(MODELS)),
     Budgets("demonstration", (f"families{DATE}",), (4, 2), tuple(MODELS)[:3]),
 )
 AT_THREE = Budgets("paper", (f"three-models{DATE}",), (8, 100), tuple(MODELS)[1:], "3bpp-3x8g8")
@@ -115,35 +115,10 @@ class Measured(Pairs):
         pairs = self._layers(label)
         return lower_layers(pairs) if len(pairs) else NOT_RUN
 
-    def accuracies(self, label: str, init: str) -> dict[int, float]:
-        """Mean accuracy over the six tasks after PV-tuning, by seed."""
-        rows = _accuracy_rows(self._rows(label, init=init, stage="post_pv"))
-        by_seed = {int(seed): rows[rows["seed"] == seed] for seed in rows["seed"].unique()}
-        return {seed: float(each["value"].mean()) for seed, each in by_seed.items() if _whole(each)}
-
-    def paired_accuracies(self, label: str, init: str) -> list[float]:
-        """The same of the seeds of `tasked`."""
-        found = self.accuracies(label, init)
-        return [found[seed] for seed in self.tasked(label)]
-
-    def accuracy(self, label: str, init: str) -> str:
-        """Their mean and sample standard deviation."""
-        return mean_and_deviation(self.paired_accuracies(label, init), 3)
-
-    def tasked(self, label: str) -> list[int]:
-        """The seeds whose six tasks were run with both initialisations."""
-        return sorted(set(self.accuracies(label, "greedy")) & set(self.accuracies(label, "oaem")))
-
     def original_accuracy(self, label: str) -> str:
         """Mean accuracy of the unquantised model over the six tasks."""
-        rows = _accuracy_rows(where(self.unquantised, label=label))
-        return f"{rows['value'].mean():.3f}" if _whole(rows) else NOT_RUN
-
-    def standard_error(self, label: str) -> float:
-        """Of the largest such mean of a run, from the number of items alone."""
-        rows = _accuracy_rows(self._rows(label, stage="post_pv"))
-        squares = [(each["stderr"] ** 2).sum() for _, each in rows.groupby(["init", "seed"]) if _whole(each)]
-        return math.sqrt(max(squares)) / len(TASK_METRICS)
+        rows = accuracy_rows(where(self.unquantised, label=label))
+        return f"{rows['value'].mean():.3f}" if whole(rows) else NOT_RUN
 
     def trend(self, stage: str) -> Trend:
         """The models with pairs at a stage, from the smallest mean rho of their layers upwards."""
@@ -281,13 +256,3 @@ def _newest_first(rows: pd.DataFrame) -> list[pd.DataFrame]:
 def _by_label(rows: pd.DataFrame) -> pd.DataFrame:
     """With what the page calls their model instead of what tables call their dataset."""
     return rows.assign(label=rows["model"].map(MODELS))
-
-
-def _accuracy_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The six tasks, each with the accuracy that the paper reports for it."""
-    reported = {task: metric for task, (_, metric) in TASK_METRICS.items()}
-    return rows[rows["dataset"].map(reported) == rows["metric"]]
-
-
-def _whole(rows: pd.DataFrame) -> bool:
-    return set(rows["dataset"]) == set(TASK_METRICS)

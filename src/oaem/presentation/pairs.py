@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from oaem.presentation.archived import where
 from oaem.presentation.pages import INITS, TEXTS, mean_and_deviation
-from oaem.presentation.spread import paired_ratios, ratio_spread
+from oaem.presentation.spread import paired_ratios, ratio_spread, spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Rung, interval
+from oaem.presentation.view import TASK_METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +83,36 @@ class Pairs:
         errors = {init: self._error(label, init) for init in INITS}
         return Rung(label, code_bits, self._bits(label), errors, ratios, self._mean_rho(label))
 
+    def accuracies(self, label: str, init: str) -> dict[int, float]:
+        """Mean accuracy over the six tasks after PV-tuning, by seed."""
+        rows = accuracy_rows(self._rows(label, init=init, stage="post_pv"))
+        by_seed = {int(seed): rows[rows["seed"] == seed] for seed in rows["seed"].unique()}
+        return {seed: float(each["value"].mean()) for seed, each in by_seed.items() if whole(each)}
+
+    def paired_accuracies(self, label: str, init: str) -> list[float]:
+        """The same of the seeds of `tasked`."""
+        found = self.accuracies(label, init)
+        return [found[seed] for seed in self.tasked(label)]
+
+    def accuracy(self, label: str, init: str) -> str:
+        """Their mean and sample standard deviation."""
+        return mean_and_deviation(self.paired_accuracies(label, init), 3)
+
+    def gain(self, label: str) -> str:
+        """OA-EM's mean accuracy less greedy's, seed by seed: mean and interval."""
+        greedy, oaem = (self.paired_accuracies(label, init) for init in INITS)
+        return interval(spread([after - before for before, after in zip(greedy, oaem, strict=True)]))
+
+    def tasked(self, label: str) -> list[int]:
+        """The seeds whose six tasks were run with both initialisations."""
+        return sorted(set(self.accuracies(label, "greedy")) & set(self.accuracies(label, "oaem")))
+
+    def standard_error(self, label: str) -> float:
+        """Of the largest such mean of a run, from the number of items alone."""
+        rows = accuracy_rows(self._rows(label, stage="post_pv"))
+        squares = [(each["stderr"] ** 2).sum() for _, each in rows.groupby(["init", "seed"]) if whole(each)]
+        return math.sqrt(max(squares)) / len(TASK_METRICS)
+
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> dict[int, float]:
         return paired_ratios(*(self.by_seed(label, init, stage, text) for label in (first, second)))
 
@@ -110,3 +142,14 @@ def perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, flo
     for key, seed, value in zip(keys, rows["seed"], rows["value"], strict=True):
         found.setdefault(key, {})[int(seed)] = float(value)
     return found
+
+
+def accuracy_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """The six tasks, each with the accuracy that the paper reports for it."""
+    reported = {task: metric for task, (_, metric) in TASK_METRICS.items()}
+    return rows[rows["dataset"].map(reported) == rows["metric"]]
+
+
+def whole(rows: pd.DataFrame) -> bool:
+    """Whether these are rows of all six tasks."""
+    return set(rows["dataset"]) == set(TASK_METRICS)

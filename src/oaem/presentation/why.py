@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oaem.presentation.archived import archived, layer_pairs, lower_layers, paths, where
+from oaem.presentation.archived import ARCHIVE, archived, layer_pairs, lower_layers, paths, where
 from oaem.presentation.pages import DATE, INITS, mean_and_deviation
 from oaem.presentation.pairs import over_seeds
 from oaem.presentation.spread import paired_ratios
@@ -70,8 +70,7 @@ class Inquiry:
 
     def __init__(self, case: Case, archives: Path) -> None:
         self.case = case
-        self.folders = sorted(archives.glob(case.archives))
-        found = archived(self.folders, case.geometry, case.search)
+        found = archived(sorted(archives.glob(case.archives)), case.geometry, case.search)
         self.metrics, self.exchange, self.directions = found.metrics, found.exchange, found.directions
         self.unquantised = where(found.unquantised, metric="perplexity")
 
@@ -162,7 +161,8 @@ class Why:
 
     def archives(self, label: str) -> str:
         """The folders that a case is made of."""
-        return paths([folder.name for folder in self.inquiries[label].folders])
+        runs = self.inquiries[label].metrics
+        return paths([] if runs.empty else sorted(runs[ARCHIVE].unique()))
 
     def perplexity(self, label: str, init: str, text: str) -> str:
         """Of the untouched models: mean and sample standard deviation over the seeds that have both."""
@@ -210,6 +210,21 @@ class Why:
         found = [value for part in inquiry.parts(group) for value in inquiry.changes(init, part, OTHER, text).values()]
         return f"{min(found):.2f} to {max(found):.2f}" if found else NOT_RUN
 
+    def nearest(self, label: str, text: str) -> tuple[str, str, str]:
+        """What single part of OA-EM's helps greedy's model most: its name, the change, its share of the mean gap."""
+        inquiry = self.inquiries[label]
+        moved = {
+            part: inquiry.changes("greedy", part, OTHER, text) for part in inquiry.parts(BLOCK) + inquiry.parts(KIND)
+        }
+        part = min(moved, key=lambda name: _mean_log(moved[name]))
+        whole = inquiry.changes("greedy", "everything", OTHER, text)
+        share = _mean_log(moved[part]) / _mean_log({seed: whole[seed] for seed in moved[part]})
+        return (
+            part if part.startswith(BLOCK) else f"{short(part)} of all blocks",
+            over_seeds(moved[part]),
+            f"{100 * share:.0f} %",
+        )
+
     def explained(self, label: str, init: str, part: str, text: str) -> str:
         """The share of the whole logarithmic gap that a part of the other's error makes: mean and range over seeds."""
         inquiry = self.inquiries[label]
@@ -229,6 +244,10 @@ def _by_seed(frame: pd.DataFrame, value: str = "value", **wanted: object) -> Val
 def short(name: str) -> str:
     """`q` of self_attn.q_proj."""
     return name.rpartition(".")[2].removesuffix("_proj")
+
+
+def _mean_log(values: Mapping[int, float]) -> float:
+    return sum(map(math.log, values.values())) / len(values)
 
 
 def _mean(values: Mapping[int, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from scipy import stats
@@ -15,7 +16,30 @@ from tests.unit.presentation.paper_metrics import ROOT
 PAGE, TEMPLATE, ARCHIVE = ROOT / "docs/findings.md", ROOT / "docs/findings.md.j2", ROOT / "archive"
 STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
 RATIO = r"[\d.]+ \[[\d.]+, [\d.]+\]"  # with its interval, as the page prints it
+NUMBERS = ["beam_width", "max_epochs", "seed"]
+RUN = ["model", "geometry", "init", *NUMBERS]
 LAYERS = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]  # of a block of SmolLM2-135M
+
+
+def folders(pattern: str) -> list[Path]:
+    """The newest first."""
+    return sorted(ARCHIVE.glob(pattern), reverse=True)
+
+
+def names(rows: pd.DataFrame) -> pd.Series:
+    """One text for each row's run."""
+    return rows[RUN].astype(dict.fromkeys(NUMBERS, float)).apply(lambda run: "/".join(map(str, run)), axis=1)
+
+
+def of_kind(pattern: str, name: str) -> pd.DataFrame:
+    """A table of one kind of archives: of a run only what the newest folder with a metric of it has."""
+    found, newer = [], set()
+    for folder in folders(pattern):
+        if (folder / f"{name}.csv").exists():
+            rows = pd.read_csv(folder / f"{name}.csv")
+            found.append(rows[rows["geometry"].isna() | ~names(rows).isin(newer)])
+        newer |= set(names(pd.read_csv(folder / "metrics.csv")))
+    return pd.concat(found) if found else pd.DataFrame()
 
 
 def perplexities(label: str, stage: str) -> pd.DataFrame:

@@ -14,16 +14,20 @@ from oaem.presentation.figures.drawing import save
 from oaem.presentation.findings import (
     CHANGED,
     EVIDENCE,
+    EXACTLY,
     INITS,
+    ON_TARGETS,
     ORIGINAL,
     REPEATED,
     SMALL_SWEEP,
     SWEEP,
     SWEPT,
+    TASKED,
     TEXTS,
     figures,
     page,
 )
+from oaem.presentation.view import TASK_METRICS
 from tests.unit.presentation.findings_page import (
     ARCHIVE,
     LAYERS,
@@ -136,13 +140,101 @@ def test_what_is_said_of_two_makings_is_the_archives() -> None:
 def test_what_more_of_oaem_does_is_the_archives() -> None:
     text = bullet("Does more of OA-EM help more?")
     shown = re.findall(RATIO, text)
-    places = [(case.label, dataset) for case in CHANGED for dataset in ("wikihow", "lambada", "boolq")]
-    for ratio, (label, dataset) in zip(shown, [*places, (REPEATED.label, "wikihow")], strict=True):
-        changed, before = (perplexities(each, "pre_pv").loc[dataset] for each in (label, "B"))
-        changed = changed.rename(columns={"oaem_exact": "oaem"})
-        check_ratio(pd.DataFrame({"greedy": changed["oaem"], "oaem": before["oaem"]}), ratio)
-    below = [float(ratio.rpartition(", ")[2].rstrip("]")) < 1 for ratio in shown]
-    assert below == [True, False, False] * 2 + [False], "in-domain, and there alone"
+    places = [
+        (case.label, stage, dataset)
+        for case in CHANGED
+        for stage in STAGES.values()
+        if len(perplexities(case.label, stage))
+        for dataset in TEXTS
+    ]
+    again = [(REPEATED.label, stage, "wikihow") for stage in STAGES.values()]
+    for ratio, (label, stage, dataset) in zip(shown, [*places, *again], strict=True):
+        check_change(ratio, label, "B", "oaem", stage, dataset)
+    below = {place for ratio, place in zip(shown, places, strict=False) if ends(ratio)[1] < 1}
+    more = {case.label for case in CHANGED[1:]}
+    assert {(label, "pre_pv", "wikihow") for label in more} <= below, "a little, in-domain"
+    assert {label for label, *_ in below} == more, "one round never helps"
+    assert all(low < 1 < high for low, high in map(ends, shown[-2:])), "made again it is undecided"
+
+
+def test_what_is_said_of_exact_codebooks_is_the_archives() -> None:
+    shown = re.findall(RATIO, bullet("Adam or exact?"))
+    changes = [(init, stage) for init in INITS for stage in STAGES.values()]
+    for ratio, (init, stage) in zip(shown, changes, strict=False):
+        check_change(ratio, EXACTLY.label, "B", init, stage, "wikihow")
+        assert (ends(ratio)[1] < 1) == (init == "greedy"), "it helps greedy in-domain"
+    for start, dataset in ((4, "boolq"), (8, "wikihow")):
+        for place, stage in enumerate(STAGES.values()):
+            exact, before = (perplexities(label, stage).loc[dataset] for label in (EXACTLY.label, "B"))
+            check_ratio(exact, shown[start + place])
+            low, high = ends(shown[start + place])
+            assert low > 1 if dataset == "boolq" else low < 1 < high, "ahead far, and not seen in-domain"
+            if dataset == "boolq":
+                both = {name: rows.eval("greedy / oaem") for name, rows in (("greedy", exact), ("oaem", before))}
+                check_ratio(pd.DataFrame(both), shown[6 + place])
+                assert ends(shown[6 + place])[0] < 1 < ends(shown[6 + place])[1], "whether by less is undecided"
+    for stage in STAGES.values():
+        for dataset in TEXTS:
+            for init in INITS:
+                exact, before = (perplexities(each, stage).loc[dataset][init] for each in (EXACTLY.label, "B"))
+                logs = exact.map(math.log) - before.map(math.log)
+                assert stats.ttest_1samp(logs, 0).confidence_interval(0.95).low < 0, "on no text is it seen to harm"
+
+
+def test_what_is_said_of_targets_is_the_archives() -> None:
+    shown = re.findall(RATIO, bullet("It is the targets."))
+    places = [("B", init, "pre_pv", "boolq") for init in INITS]
+    places += [(ORIGINAL.label, init, "pre_pv", dataset) for dataset in ("boolq", "wikihow") for init in INITS]
+    places += [("B", init, "post_pv", "boolq") for init in INITS]
+    for ratio, (other, init, stage, dataset) in zip(shown, places, strict=False):
+        check_change(ratio, ON_TARGETS.label, other, init, stage, dataset)
+        assert float(ratio.split()[0]) < 1
+    for ratio, stage in zip(shown[len(places) :], STAGES.values(), strict=True):
+        check_ratio(perplexities(ON_TARGETS.label, stage).loc["boolq"], ratio)
+        assert ends(ratio)[0] > 1, "the advantage stays"
+    assert all(ends(ratio)[1] < 1 for ratio in shown[4:6]), "in-domain lower than with original inputs"
+
+
+def test_what_is_said_of_tasks_is_the_archives() -> None:
+    text = bullet("Zero-shot tasks do not tell the initialisations apart.")
+    means = re.findall(r"[\d.]+ ± [\d.]+", text)
+    gains = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", text)
+    for place, label in enumerate(("A", REPEATED.label)):
+        rows = reported(measured(label).query("stage == 'post_pv'"))
+        assert (rows.groupby(["init", "seed"]).size() == len(TASK_METRICS)).all()
+        accuracies = rows.groupby(["seed", "init"])["value"].mean().unstack()
+        for init, shown in zip(INITS, means[2 * place :], strict=False):
+            check_mean(shown, accuracies[init])
+        interval = stats.ttest_rel(accuracies["oaem"], accuracies["greedy"]).confidence_interval(0.95)
+        expected = [(accuracies["oaem"] - accuracies["greedy"]).mean(), interval.low, interval.high]
+        numbers = re.findall(r"-?[\d.]+", gains[place])
+        assert all(close(each, value) for each, value in zip(numbers, expected, strict=True))
+        assert interval.low < 0 < interval.high, "they do not tell"
+    rows = pd.read_csv(ARCHIVE / TASKED / "metrics.csv")
+    assert f"model's is {reported(rows[rows.stage == 'fp16'])['value'].mean():.3f}." in text
+    squares = reported(rows[rows.stage == "post_pv"]).assign(square=lambda each: each["stderr"] ** 2)
+    errors = squares.groupby(["init", "seed"])["square"].sum().map(math.sqrt) / len(TASK_METRICS)
+    assert f"standard error of {errors.max():.3f}." in text
+
+
+def reported(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of the six tasks that the paper reports."""
+    return pd.concat(
+        rows[(rows.dataset == task) & (rows.metric == metric)] for task, (_, metric) in TASK_METRICS.items()
+    )
+
+
+def check_change(ratio: str, label: str, other: str, init: str, stage: str, dataset: str) -> None:
+    """Perplexity in one case over that in another, seed by seed."""
+    changed, before = (perplexities(each, stage).loc[dataset] for each in (label, other))
+    changed = changed.rename(columns={"oaem_exact": "oaem"})
+    check_ratio(pd.DataFrame({"greedy": changed[init], "oaem": before[init]}), ratio)
+
+
+def ends(ratio: str) -> tuple[float, float]:
+    """Those of a printed interval."""
+    low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
+    return low, high
 
 
 def test_what_two_archives_measured_is_the_same() -> None:

@@ -127,22 +127,33 @@ def test_what_is_said_of_runs_without_block_tuning_is_the_archives() -> None:
     check_ratio(tuned.loc["wikihow"], ratios[6])
     low, high = map(float, re.findall(r"[\d.]+", ratios[4])[1:])
     assert low < 1 < high, "or it would not be undecided"
+    without, again = (
+        perplexities(label, "post_pv").loc["boolq"] for label in (WITHOUT_BLOCK_TUNING.label, REPEATED.label)
+    )
+    for init, ratio, before in zip(("greedy", "oaem"), ratios[7:9], ratios[:2], strict=True):
+        check_ratio(pd.DataFrame({"greedy": without[init], "oaem": again[init]}), ratio)
+        left, lost = (math.log(float(each.split()[0])) for each in (ratio, before))
+        assert left < lost / 2, "PV-tuning repairs most of what is left out"
+    check_ratio(without, ratios[9])
 
 
 def test_runs_made_twice_are_those_of_the_archives() -> None:
-    same = count = 0
-    for names in TWICE:
-        one, other = (values_by_place(name) for name in names)
-        both = one.keys() & other.keys()
-        count += len(both)
-        same += sum(one[place] == other[place] for place in both)
-    assert same == count == 20 * 3, "or it would not be the same draw"
-    assert f"of 20 runs that were quantised twice, {same} of {count} perplexities" in bullet("Made again")
+    found = {}
+    for stage in STAGES.values():
+        pairs = [[values_by_place(name, stage) for name in names] for names in TWICE]
+        both = [(one, other, place) for one, other in pairs for place in one.keys() & other.keys()]
+        assert all(one[place] == other[place] for one, other, place in both), "or it would not be the same draw"
+        found[stage] = len(both)
+    before, after = (found[stage] for stage in STAGES.values())
+    text = bullet("Made again")
+    assert f"of {before // 3} runs that were quantised twice, {before} of {before} perplexities" in text
+    assert f"of the {after // 3} of them that were tuned twice {after} of {after} after it." in text
+    assert after > 0
 
 
-def values_by_place(name: str) -> dict[tuple[object, ...], float]:
-    """Perplexities of quantised models by all that tells them apart."""
+def values_by_place(name: str, at: str) -> dict[tuple[object, ...], float]:
+    """Perplexities of quantised models at a stage by all that tells them apart."""
     rows = pd.read_csv(ARCHIVE / name / "metrics.csv")
-    rows = rows[(rows.metric == "perplexity") & rows.seed.notna()]
+    rows = rows[(rows.metric == "perplexity") & (rows.stage == at)]
     places = rows[["geometry", "init", "beam_width", "max_epochs", "seed", "stage", "dataset"]]
     return dict(zip(places.itertuples(index=False, name=None), rows["value"], strict=True))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from oaem.presentation.findings import EVIDENCE, page
+from oaem.presentation.findings import AGAIN, EVIDENCE, page
 from oaem.presentation.models_compared import BUDGETS, Compared
 from tests.unit.presentation.findings_page import TEMPLATE
 from tests.unit.presentation.paper_metrics import ROOT
@@ -18,10 +18,14 @@ PUBLISHED = "three-models-2026-11-29"  # what these tests know of it does not ch
 
 
 def archives(target: Path, *others: str) -> Path:
-    """The published archives, of other models only those of these names."""
+    """The published archives, of other models only those of these names, of layers of the evidence none."""
     for folder in ARCHIVE.iterdir():
         if folder.is_dir() and (folder.name in others or not folder.name.startswith(("three-models-", "families-"))):
             (target / folder.name).symlink_to(folder)
+    inquired = target / f"{AGAIN}b"
+    inquired.unlink()
+    inquired.mkdir()
+    shutil.copy(ARCHIVE / inquired.name / "metrics.csv", inquired)
     return target
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,36 +15,12 @@ from oaem.config.schema import Config, load
 from oaem.presentation.findings import STAGES, TEXTS
 from oaem.presentation.models_compared import AT_THREE, BUDGETS, GEOMETRY, MODELS, Budgets
 from oaem.presentation.view import TASK_METRICS
-from tests.unit.presentation.findings_page import PAGE, check_mean, check_pair, close
+from tests.unit.presentation.findings_page import PAGE, check_mean, check_pair, close, folders, of_kind
 from tests.unit.presentation.paper_metrics import ROOT
 
-ARCHIVE = ROOT / "archive"
-NUMBERS = ["beam_width", "max_epochs", "seed"]
-RUN = ["model", "geometry", "init", *NUMBERS]
 KEY = ["model", "init", "seed", "stage", "dataset", "metric"]
 CELL = r" ([^|]*?) \|"
 PLACES = [(budgets, model) for budgets in BUDGETS for model in budgets.models]
-
-
-def folders(pattern: str) -> list[Path]:
-    """The newest first."""
-    return sorted(ARCHIVE.glob(pattern), reverse=True)
-
-
-def names(rows: pd.DataFrame) -> pd.Series:
-    """One text for each row's run."""
-    return rows[RUN].astype(dict.fromkeys(NUMBERS, float)).apply(lambda run: "/".join(map(str, run)), axis=1)
-
-
-def of_kind(pattern: str, name: str) -> pd.DataFrame:
-    """A table of one kind of archives: of a run only what the newest folder with a metric of it has."""
-    found, newer = [], set()
-    for folder in folders(pattern):
-        if (folder / f"{name}.csv").exists():
-            rows = pd.read_csv(folder / f"{name}.csv")
-            found.append(rows[rows["geometry"].isna() | ~names(rows).isin(newer)])
-        newer |= set(names(pd.read_csv(folder / "metrics.csv")))
-    return pd.concat(found) if found else pd.DataFrame()
 
 
 def table(name: str, budgets: Budgets, model: str, key: list[str] = KEY) -> pd.DataFrame:

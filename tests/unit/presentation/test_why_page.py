@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -11,26 +12,19 @@ import pytest
 from scipy import stats
 
 from oaem.config.schema import load
-from oaem.presentation.findings import TEXTS, page
+from oaem.presentation.findings import TEXTS, UNTUNED, page
 from oaem.presentation.why import CASES, LINEARS, OTHER, REPLACED, UNQUANTISED, Why
-from tests.unit.presentation.findings_page import PAGE, TEMPLATE, check_mean, close
+from tests.unit.presentation.findings_page import ARCHIVE, PAGE, RATIO, TEMPLATE, check_mean, close, of_kind
 from tests.unit.presentation.paper_metrics import ROOT
 
-ARCHIVE = ROOT / "archive"
 CASE = CASES[0]
 INITS = ("greedy", "oaem")
 
 
 def table(name: str, label: str = "D") -> pd.DataFrame:
-    """The rows of a case, from all its archives."""
+    """The rows of a case: of a run what the newest of its archives has."""
     case = next(case for case in CASES if case.label == label)
-    found = pd.concat([pd.read_csv(folder / f"{name}.csv") for folder in sorted(ARCHIVE.glob(case.archives))])
-    key = [
-        column
-        for column in found
-        if column in {"init", "seed", "stage", "dataset", "metric", "part", "from", "block", "linear"}
-    ]
-    assert not found.duplicated(["geometry", *key]).any(), "each seed is in one archive"
+    found = of_kind(case.archives, name)
     return found[(found.geometry == case.geometry) & (found.beam_width == case.search[0])]
 
 
@@ -61,6 +55,12 @@ def cells(label: str, first: str, count: int) -> list[tuple[str, ...]]:
 
 
 SHOWN = Why(ARCHIVE).shown()
+FULL = ("B", "B without block tuning")  # the paper's budgets
+OPENINGS = (
+    "no layer closes half of it",
+    "size explains a part",
+    "the difference lies in few directions, and does not work alone",
+)
 
 
 @pytest.mark.parametrize("label", SHOWN)
@@ -139,17 +139,19 @@ def share(init: str, text: str = "boolq", label: str = "D") -> pd.Series:
     return (100 * size / whole).dropna()
 
 
-def test_seeds_are_the_archives() -> None:
-    ((*shown,),) = re.findall(r"^\| D \|" + r" ([^|]*?) \|" * 7 + "$", section(), re.M)
-    frame = table("exchange")
+@pytest.mark.parametrize("label", SHOWN)
+def test_seeds_are_the_archives(label: str) -> None:
+    ((*shown,),) = re.findall(rf"^\| {label} \|" + r" ([^|]*?) \|" * 7 + "$", section(), re.M)
+    frame = table("exchange", label)
     expected = [
-        untouched("boolq").dropna().index,
-        table("directions")["seed"].unique(),
+        untouched("boolq", label).dropna().index,
+        table("directions", label)["seed"].unique(),
         frame[frame["part"] == "block 0"]["seed"].unique(),
         frame[frame["part"] == "size"]["seed"].unique(),
     ]
     assert shown[2:6] == [", ".join(str(int(seed)) for seed in sorted(seeds)) for seeds in expected]
-    assert shown[6] == ", ".join(f"`archive/{folder.name}`" for folder in sorted(ARCHIVE.glob(CASE.archives)))
+    newest = max(path.name for path in ARCHIVE.glob(next(case.archives for case in CASES if case.label == label)))
+    assert shown[6] == f"`archive/{newest}`"
 
 
 def test_what_the_text_says_in_numbers() -> None:
@@ -177,25 +179,77 @@ def test_what_the_text_says_in_numbers() -> None:
         assert f"{before} {shown}" in text
 
 
-def test_what_the_text_says_of_the_papers_budgets() -> None:
-    text = " ".join(section().partition("- **The paper's budgets (B)**")[2].partition("\n- **")[0].split())
-    seeds = sorted(int(seed) for seed in table("exchange", "B")["seed"].unique())
-    assert f"of seeds {', '.join(map(str, seeds))} errors were exchanged" in text
-    for (init, dataset), before in zip(
-        ((init, dataset) for init in INITS for dataset in ("boolq", "wikihow")),
-        ("closes", "far gap and", "opens", "and"),
-        strict=True,
-    ):
-        values = share(init, dataset, "B")
-        assert f"{before} {values.mean():.0f} % ({values.min():.0f} to {values.max():.0f})" in text
-    left = [changes(init, "other directions", UNQUANTISED, "boolq", "B") for init in INITS]
-    for shown, ratios in zip(re.findall(r"[\d.]+ \[[\d., ]+\]", text), left, strict=True):
+@pytest.mark.parametrize("label", FULL)
+def test_what_the_text_says_of_the_papers_budgets(label: str) -> None:
+    text = " ".join(section().partition("**What it says of the paper's budgets**")[2].split())
+    layer, size, few = (said(text, f"{label}: {opening}") for opening in OPENINGS)
+    parts = table("exchange", label)["part"].unique()
+    ranges, ratios = re.findall(r"([\d.]+) to ([\d.]+)", layer), re.findall(RATIO, layer)
+    assert (len(ranges), len(ratios)) == (4, 3)
+    for place, init in enumerate(INITS):
+        check(ratios[2 * place], changes(init, "everything", OTHER, "boolq", label))
+        for start, group in ((0, "block "), (1, "_proj")):
+            moved = pd.concat([changes(init, part, OTHER, "boolq", label) for part in parts if group in part])
+            low, high = ranges[2 * place + start]
+            assert close(low, moved.min()) and close(high, moved.max())
+        rows = table("directions", label).query("init == @init")["error_share_few_rows"].mean()
+        assert re.findall(r"holds (\d+) %|, (\d+) % with", layer)[place][place] == f"{100 * rows:.0f}"
+    logs = {
+        part: changes("greedy", part, OTHER, "boolq", label).map(math.log)
+        for part in parts
+        if part[:5] in ("block", "self_", "mlp.")
+    }
+    best = min(logs, key=lambda part: logs[part].mean())
+    check(ratios[1], logs[best].map(math.exp))
+    closed = logs[best].mean() / changes("greedy", "everything", OTHER, "boolq", label).map(math.log).mean()
+    assert f"times or {100 * closed:.0f} % of the gap" in layer
+    assert closed < 0.5, "no layer closes half of it"
+    assert best.removeprefix("self_attn.").removesuffix("_proj") in layer.partition("closes most is ")[2].split(",")[0]
+    pairs = table("directions", label).pivot(index=["seed", "block", "linear"], columns="init", values="relative_error")
+    assert f"in {(pairs['oaem'] < pairs['greedy']).sum()} of {len(pairs)} layers" in size
+    for shown, column in zip(re.findall(RATIO, size), ("relative_error", "walk"), strict=True):
+        check(shown, layer_errors(column, "all", label).eval("greedy / oaem"))
+    shares = [share(init, dataset, label) for init in INITS for dataset in ("boolq", "lambada", "wikihow")]
+    assert re.findall(r"\d+ % \([^)]*\)", size) == [
+        f"{each.mean():.0f} % ({each.min():.0f} to {each.max():.0f})" for each in shares
+    ]
+    runs = untouched("boolq", label)
+    gap = runs.eval("greedy / oaem")
+    left = {
+        part: [changes(init, part, UNQUANTISED, "boolq", label) for init in INITS]
+        for part in ("few directions", "other directions")
+    }
+    alone = {part: gap * greedy / oaem for part, (greedy, oaem) in left.items()}
+    errors = [layer_errors(f"relative_error_{each}_directions", "all", label) for each in ("few", "other")]
+    expected = [each.eval("greedy / oaem") for each in errors]
+    expected += [alone["few directions"], gap, *left["other directions"], alone["other directions"]]
+    for shown, ratios in zip(re.findall(RATIO, few), expected, strict=True):
         check(shown, ratios)
-    original = table("metrics", "B").query("dataset == 'boolq' and stage == 'pre_pv' and metric == 'perplexity'")
-    for init, ratios in zip(INITS, left, strict=True):
-        runs = original[original.init == init].set_index("seed")["value"]
-        whole = runs.map(math.log) - math.log(Why(ARCHIVE).inquiries["B"].original("boolq"))
+    assert stats.gmean(alone["few directions"].dropna()) > stats.gmean(gap), "no narrower"
+    for init, ratios in zip(INITS, left["other directions"], strict=True):
+        whole = runs[init].map(math.log) - math.log(Why(ARCHIVE).inquiries[label].original("boolq"))
         assert ((-ratios.map(math.log)) > 0.9 * whole.reindex(ratios.index)).all(), "nearly all damage"
+
+
+def said(text: str, opening: str) -> str:
+    """A bullet's words after its bold opening."""
+    return text.partition(f"**{opening}**")[2].partition(" - **")[0].partition(" Errors in few directions")[0]
+
+
+def test_what_the_text_says_of_them_together() -> None:
+    text = " ".join(section().split()).partition("Errors in few directions differ most")[2]
+    shown = re.findall(RATIO, text)[:3]
+    for ratio, label in zip(shown, ("D", *reversed(FULL)), strict=True):
+        check(ratio, changes("greedy", "size", OTHER, "boolq", label))
+    sizes = [float(ratio.split()[0]) for ratio in shown]
+    assert sizes == sorted(sizes), "block tuning takes most of this lead away"
+    for label in FULL:
+        few = layer_errors("relative_error_few_directions", "all", label).eval("greedy / oaem")
+        assert stats.gmean(few) > 1.9, "about twofold or more"
+    bare = [share(init, "boolq", "B without block tuning").mean() for init in INITS]
+    assert min(bare) > 50, "most of the far gap"
+    tuned = [share(init, dataset, "B").mean() for init in INITS for dataset in ("lambada", "wikihow")]
+    assert max(tuned) < 60, "a part of it"
 
 
 def test_what_the_text_says_in_words() -> None:
@@ -239,19 +293,17 @@ def test_the_setting_is_the_configurations() -> None:
 
 
 def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
-    """A case without one: with it its tables appear, its sentence changes, it is no more listed as not run."""
+    """A case without layers compared: with them its tables and sentences appear, and it is not listed as not run."""
     for archive in ARCHIVE.iterdir():
-        if archive.is_dir():
+        if archive.is_dir() and archive.name != UNTUNED:
             (tmp_path / archive.name).symlink_to(archive)
-    case = next(case for case in CASES if case.label == "B")
-    for name in ("metrics", "directions", "exchange"):
-        frame = table(name)
-        frame["geometry"], frame["beam_width"], frame["max_epochs"] = case.geometry, *case.search
-        (tmp_path / "ablation-nothing-2026-12-01").mkdir(exist_ok=True)
-        frame.to_csv(tmp_path / "ablation-nothing-2026-12-01" / f"{name}.csv", index=False)
-    text = page(TEMPLATE, tmp_path)
-    assert "| B, perplexity |" in text
-    assert "- **The paper's budgets (B)**: greedy's error on the model's inputs is 1." in text
-    lacking = 'directions of errors, blocks and kinds exchanged ("Why") in '
-    assert f"{lacking}B and B without block tuning." in PAGE.read_text(encoding="utf-8")
-    assert f"{lacking}B without block tuning." in text
+    (tmp_path / UNTUNED).mkdir()
+    shutil.copy(ARCHIVE / UNTUNED / "metrics.csv", tmp_path / UNTUNED)
+    without, whole = page(TEMPLATE, tmp_path), PAGE.read_text(encoding="utf-8")
+    lacking = 'directions of errors, blocks and kinds exchanged ("Why") in B without block tuning.'
+    assert lacking in " ".join(without.split())
+    assert lacking not in " ".join(whole.split())
+    for sign in ("| B without block tuning, perplexity |", "**B without block tuning: no layer closes half of it**"):
+        assert sign in whole
+        assert sign not in without
+    assert "**B: no layer closes half of it**" in without
