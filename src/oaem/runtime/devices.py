@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -95,9 +96,9 @@ def _visible() -> str:
 def _free_gpus(folder: Path, there: int, share: int, count: int = 1) -> Iterator[list[int]]:
     """The numbers of `count` of the GPUs that are `there`, each of which has a place for `share` jobs.
 
-    One is any with a free place, and every GPU gets its first job before one gets its second; of several all places are
-    taken. Only who has the turn waits for a GPU, and all others wait for the turn and hold nothing: so no two can wait
-    for each other, and one who collects several is not overtaken for ever by those who need one.
+    One is that with the most free places, so with the fewest jobs; of several all places are taken. Only who has the turn
+    waits for a GPU, and all others wait for the turn and hold nothing: so no two can wait for each other, and one who
+    collects several is not overtaken for ever by those who need one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = [(gpu, place) for place in range(share) for gpu in range(there)]
@@ -106,20 +107,21 @@ def _free_gpus(folder: Path, there: int, share: int, count: int = 1) -> Iterator
         files = {spot: held.enter_context((folder / f"gpu{spot[0]}-{spot[1]}.lock").open("w")) for spot in places}
 
         def collect() -> list[int]:
-            for spot in places:
-                if spot not in taken and try_lock(files[spot].fileno()):
-                    taken.append(spot)
-                    if count == 1:
-                        return [spot[0]]
-            whole = [gpu for gpu in range(there) if all((gpu, place) in taken for place in range(share))]
+            taken.extend(spot for spot in places if spot not in taken and try_lock(files[spot].fileno()))
+            free = Counter(gpu for gpu, _ in taken)
+            if count == 1:
+                return [max(sorted(free), key=free.__getitem__)] if free else []
+            whole = [gpu for gpu in range(there) if free[gpu] == share]
             return whole[:count] if len(whole) >= count else []
 
         with (folder / "turn.lock").open("w") as turn:
             waiting = f"{len(places)} places on {there} GPUs, too few of them are free; waiting for {count}"
             _until(lambda: try_lock(turn.fileno()), waiting)
             gpus = _until(collect, waiting)
+        kept = [spot for spot in taken if spot[0] in gpus]
+        kept = kept[:1] if count == 1 else kept
         for spot in taken:
-            if spot[0] not in gpus:
+            if spot not in kept:
                 files[spot].close()
         yield gpus
 

@@ -77,6 +77,44 @@ def test_the_page_is_that_of_the_archive() -> None:
             ]
 
 
+def test_what_is_said_in_short_is_in_the_tables() -> None:
+    text = (ROOT / "docs/ablations.md").read_text(encoding="utf-8").partition("## At the demonstration's budgets")[0]
+    parts = dict(part.split("\n", 1) for part in text.split("\n## ")[1:])
+    cell = re.compile(r"([\d.]+) \[([\d.]+), ([\d.]+)\]")
+    rows = {
+        name: {
+            tuple(line.strip("| ").split(" | ")[:keys]): [tuple(map(float, each)) for each in cell.findall(line)]
+            for line in parts[name].splitlines()
+            if cell.search(line)
+        }
+        for name, keys in (("Over the evidence", 2), ("Greedy over OA-EM", 1))
+    }
+    changes, ahead = rows.values()
+    baseline = ahead.pop(("As in the evidence",))
+    shown = re.findall(r"^\| ([^|]+?) \| (greedy|OA-EM) \| (.*?) \| (.*?) ?\|$", parts["In short"], re.M)
+    assert {(title, init) for title, init, *_ in shown} == changes.keys()
+    assert {(title,) for title, _, _, gap in shown if gap} == ahead.keys()
+    for title, init, change, gap in shown:
+        check_intervals(change, changes[title, init])
+        if gap:
+            check_intervals(gap, ahead[title,])
+    check_intervals(parts["In short"].partition("without a change ")[2].partition(")")[0], baseline)
+    won = [each for cells in ahead.values() for each in cells]
+    words = f"{sum(mean > 1 for mean, *_ in won)} of {len(won)} comparisons"
+    assert f"is lower than greedy's in {words}, with" in parts["In short"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"in {words} under ten changes of method or text, and made again" in readme
+    assert len(ahead) == 10 + 1
+
+
+def check_intervals(words: str, cells: list[tuple[float, ...]]) -> None:
+    """Where printed intervals lie; of one that ends at 1.000 what was rounded says it, and is not printed."""
+    above, below, around = map(int, re.findall(r"(\d+) (?:above|below|around)", words))
+    assert sum(low > 1 for _, low, _ in cells) <= above <= sum(low >= 1 for _, low, _ in cells)
+    assert sum(high < 1 for *_, high in cells) <= below <= sum(high <= 1 for *_, high in cells)
+    assert above + below + around == len(cells)
+
+
 def test_no_measured_number_is_written_by_hand() -> None:
     template = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", "", TEMPLATE.read_text(encoding="utf-8"), flags=re.S)
     assert not re.findall(r"\d+\.\d+", template)

@@ -36,6 +36,21 @@ def test_who_needs_several_gets_whole_ones(tmp_path: Path) -> None:
             assert (one, two, three) == ([3], [0], [3]), "a place on a GPU that was not chosen is still held"
 
 
+def test_the_next_job_goes_to_the_gpu_with_the_fewest(tmp_path: Path) -> None:
+    """Four on each of two GPUs; three of the second and the first one's first end: its place was the first free one."""
+    with ExitStack() as held:
+        slots = [ExitStack() for _ in range(8)]
+        gpus = [slot.enter_context(_free_gpus(tmp_path, 2, 5)) for slot in slots]
+        assert gpus == [[0], [1]] * 4
+        for ended in (0, 3, 5, 7):
+            slots[ended].close()
+        assert [held.enter_context(_free_gpus(tmp_path, 2, 5)) for _ in range(4)] == [[1], [1], [0], [1]]
+        for slot in slots:
+            held.enter_context(slot)
+        places = [held.enter_context(_free_gpus(tmp_path, 2, 5)) for _ in range(2)]
+        assert places == [[0], [1]], "each took one place and gave back what it had looked at"
+
+
 def test_who_collects_several_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two are wanted while one is held: a third job waits its turn behind them, though a GPU is free."""
     monkeypatch.setattr(devices, "POLL_SECONDS", 0.005)
