@@ -96,9 +96,9 @@ def _visible() -> str:
 def _free_gpus(folder: Path, there: int, share: int, count: int = 1) -> Iterator[list[int]]:
     """The numbers of `count` of the GPUs that are `there`, each of which has a place for `share` jobs.
 
-    One is that with the most free places, so with the fewest jobs; of several all places are taken. Only who has the turn
-    waits for a GPU, and all others wait for the turn and hold nothing: so no two can wait for each other, and one who
-    collects several is not overtaken for ever by those who need one.
+    One is that with the most free places, so with the fewest jobs; of several all places are taken. Only who has the
+    turn waits for a GPU, and all others wait for the turn and hold nothing: so no two can wait for each other, and one
+    who collects several is not overtaken for ever by those who need one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = [(gpu, place) for place in range(share) for gpu in range(there)]
