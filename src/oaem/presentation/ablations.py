@@ -187,11 +187,20 @@ def _view(bench: Bench, baseline: pd.DataFrame, ablations: Ablations, title: str
     return {
         "lines": [line for line in rows if line.measured],
         "gaps": found,
-        "ahead": Tally([ratios for gap in changed for ratios in gap.tally.found]).words,
+        "ahead": Tally([ratios for gap in changed for ratios in gap.tally.found]),
         "stages": {stage: STAGES[stage] for stage in bench.stages},
         "titles": {name: config.title for name, (config, _) in ablations.items()},
-        "absent": [name for name, (_, measured) in ablations.items() if measured is None],
+        "absent": _absent(bench, ablations),
     }
+
+
+def _absent(bench: Bench, ablations: Ablations) -> list[str]:
+    """The ablations without an archive, and those without runs at a stage that others have."""
+    found = [name for name, (_, measured) in ablations.items() if measured is None]
+    for stage in bench.stages:
+        lacking = [name for name, (_, rows) in ablations.items() if rows is not None and where(rows, stage=stage).empty]
+        found += [f"{name} {STAGES[stage]}-tuning" for name in lacking]
+    return found
 
 
 def _ratios(one: Values, other: Values, stage: str, text: str) -> Ratios:

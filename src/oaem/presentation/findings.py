@@ -123,9 +123,9 @@ class Numbers(Pairs):
         far, near = (self.ratios(label, stage, text) for text in ("boolq", "wikihow"))
         return interval(ratio_spread([far[seed] / near[seed] for seed in far]))
 
-    def severity(self, first: str, second: str, stage: str = "pre_pv") -> str:
-        """The far ratio at a stage in one case over that in another, paired by the seeds of both."""
-        one, other = (self.ratios(label, stage, "boolq") for label in (first, second))
+    def severity(self, first: str, second: str, stage: str = "pre_pv", text: str = "boolq") -> str:
+        """The ratio at a stage, if not said of which on the far text, in one case over that in another, by seed."""
+        one, other = (self.ratios(label, stage, text) for label in (first, second))
         return interval(ratio_spread(list(paired_ratios(one, other).values())))
 
     def lower(self, first: str, second: str, init: str, stage: str, text: str) -> str:

@@ -112,6 +112,21 @@ class Inquiry:
         found = _by_seed(self.exchange, value="perplexity", init=init, part=part, dataset=text, **{"from": source})
         return paired_ratios(found, before)
 
+    def share(self, init: str, part: str, text: str) -> float:
+        """What a part of the other's makes of the mean logarithmic gap, over the seeds that have it; nan without any."""
+        moved, whole = (self.changes(init, each, OTHER, text) for each in (part, "everything"))
+        if not moved:
+            return math.nan
+        return sum(map(math.log, moved.values())) / sum(math.log(whole[seed]) for seed in moved)
+
+    def resized(self) -> Values:
+        """Mean over layers of greedy's error in the other directions, scaled as a whole to OA-EM's, over OA-EM's."""
+        columns = [MEASURES[each] for each in ("all", "others")]
+        layers = self.directions.pivot(index=["seed", "block", "linear"], columns="init", values=columns)
+        size, others = (layers[column] for column in columns)
+        means = (others["greedy"] * size["oaem"] / size["greedy"]).groupby("seed").mean()
+        return {int(seed): float(mean / others["oaem"][seed].mean()) for seed, mean in means.items()}
+
     def parts(self, group: str) -> list[str]:
         """The single blocks, or kinds of linears, that were exchanged; in their order."""
         names = [] if self.exchange.empty else list(dict.fromkeys(self.exchange["part"]))
@@ -210,30 +225,22 @@ class Why:
         found = [value for part in inquiry.parts(group) for value in inquiry.changes(init, part, OTHER, text).values()]
         return f"{min(found):.2f} to {max(found):.2f}" if found else NOT_RUN
 
-    def nearest(self, label: str, text: str) -> tuple[str, str, str]:
-        """What single part of OA-EM's helps greedy's model most: its name, the change, its share of the mean gap."""
+    def nearest(self, label: str, init: str, text: str) -> tuple[str, str, str]:
+        """The single block or kind that moves a model farthest towards the other: name, change, share of the gap."""
         inquiry = self.inquiries[label]
-        moved = {
-            part: inquiry.changes("greedy", part, OTHER, text) for part in inquiry.parts(BLOCK) + inquiry.parts(KIND)
-        }
-        part = min(moved, key=lambda name: _mean_log(moved[name]))
-        whole = inquiry.changes("greedy", "everything", OTHER, text)
-        share = _mean_log(moved[part]) / _mean_log({seed: whole[seed] for seed in moved[part]})
-        return (
-            part if part.startswith(BLOCK) else f"{short(part)} of all blocks",
-            over_seeds(moved[part]),
-            f"{100 * share:.0f} %",
-        )
+        shares = {part: inquiry.share(init, part, text) for part in inquiry.parts(BLOCK) + inquiry.parts(KIND)}
+        part = max(shares, key=shares.__getitem__)
+        name = part if part.startswith(BLOCK) else f"{short(part)} of all blocks"
+        return name, self.change(label, init, part, OTHER, text), f"{100 * shares[part]:.0f} %"
 
     def explained(self, label: str, init: str, part: str, text: str) -> str:
-        """The share of the whole logarithmic gap that a part of the other's error makes: mean and range over seeds."""
-        inquiry = self.inquiries[label]
-        one, whole = (inquiry.changes(init, name, OTHER, text) for name in (part, "everything"))
-        shares = [100 * math.log(one[seed]) / math.log(whole[seed]) for seed in one]
-        if not shares:
-            return NOT_RUN
-        mean = f"{sum(shares) / len(shares):.0f} %"
-        return mean if len(shares) == 1 else f"{mean} ({min(shares):.0f} to {max(shares):.0f})"
+        """The share of the gap that a part of the other's error makes."""
+        share = self.inquiries[label].share(init, part, text)
+        return NOT_RUN if math.isnan(share) else f"{100 * share:.0f} %"
+
+    def resized(self, label: str) -> str:
+        """Greedy's error over OA-EM's in the other directions, once greedy's is of OA-EM's size in all together."""
+        return over_seeds(self.inquiries[label].resized())
 
 
 def _by_seed(frame: pd.DataFrame, value: str = "value", **wanted: object) -> Values:
@@ -244,10 +251,6 @@ def _by_seed(frame: pd.DataFrame, value: str = "value", **wanted: object) -> Val
 def short(name: str) -> str:
     """`q` of self_attn.q_proj."""
     return name.rpartition(".")[2].removesuffix("_proj")
-
-
-def _mean_log(values: Mapping[int, float]) -> float:
-    return sum(map(math.log, values.values())) / len(values)
 
 
 def _mean(values: Mapping[int, float]) -> str:

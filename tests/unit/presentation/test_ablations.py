@@ -102,9 +102,14 @@ def test_what_is_said_in_short_is_in_the_tables() -> None:
     won = [each for cells in ahead.values() for each in cells]
     words = f"{sum(mean > 1 for mean, *_ in won)} of {len(won)} comparisons"
     assert f"is lower than greedy's in {words}, with" in parts["In short"]
+    over = next(line for line in parts["In short"].splitlines() if words in line)
+    check_intervals(over.partition("intervals: ")[2].partition(". ")[0], won)
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert f"in {words} under ten changes of method or text, and made again" in readme
-    assert len(ahead) == 10 + 1
+    assert f"in {words}, each a text before or after PV-tuning, under ten changes" in readme
+    above = re.findall(r"intervals: (\d+) above 1", over)[0]
+    assert f"the interval leaves equality out in {above} of them" in readme
+    assert len(ahead) == 10 + 1, "ten changes, and none made again"
+    assert "**Not run:** exact-m-step after PV-tuning." in parts.get("", text)
 
 
 def check_intervals(words: str, cells: list[tuple[float, ...]]) -> None:
