@@ -113,7 +113,7 @@ class Inquiry:
         return paired_ratios(found, before)
 
     def share(self, init: str, part: str, text: str) -> float:
-        """What a part of the other's makes of the mean logarithmic gap, over the seeds that have it; nan without any."""
+        """What a part of the other's makes of the mean logarithmic gap, over the seeds that have it, else nan."""
         moved, whole = (self.changes(init, each, OTHER, text) for each in (part, "everything"))
         if not moved:
             return math.nan
