@@ -195,7 +195,7 @@ def _view(bench: Bench, baseline: pd.DataFrame, ablations: Ablations, title: str
 
 
 def _absent(bench: Bench, ablations: Ablations) -> list[str]:
-    """The ablations without an archive, and those without runs at a stage that others have."""
+    """The ablations without an archive, and those without runs at a stage of the bench."""
     found = [name for name, (_, measured) in ablations.items() if measured is None]
     for stage in bench.stages:
         lacking = [name for name, (_, rows) in ablations.items() if rows is not None and where(rows, stage=stage).empty]

@@ -60,9 +60,9 @@ class Budgets:
 
 
 # The evidence made again is here for what the evidence has not: one folder has its tasks, another its layers' errors.
-AGAIN = ("ablation-nothing-2026-11-29", f"ablation-nothing{DATE}")
+MADE_AGAIN = ("ablation-nothing-2026-11-29", f"ablation-nothing{DATE}")
 BUDGETS = (
-    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}", *AGAIN), (8, 100), tuple(MODELS)),
+    Budgets("paper", (f"evidence{DATE}", f"three-models{DATE}", *MADE_AGAIN), (8, 100), tuple(MODELS)),
     Budgets("demonstration", (f"families{DATE}",), (4, 2), tuple(MODELS)[:3]),
 )
 AT_THREE = Budgets("paper", (f"three-models{DATE}",), (8, 100), tuple(MODELS)[1:], "3bpp-3x8g8")
@@ -135,6 +135,10 @@ class Measured(Pairs):
         return self._ordered(
             "pre_pv", {label: ratio_spread(list(each.values())).mean for label, each in known.items() if each}
         )
+
+    def same_by_rho(self) -> Trend:
+        """The models of `by_errors`, from the smallest mean rho of their layers upwards."""
+        return self._ordered("pre_pv", {rung.name: self._mean_rho(rung.name) for rung in self.by_errors().rungs})
 
     def _ordered(self, stage: str, places: dict[str, float]) -> Trend:
         rate = Geometry.parse(GEOMETRY).bits_per_parameter

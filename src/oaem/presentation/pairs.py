@@ -96,12 +96,14 @@ class Pairs:
 
     def accuracy(self, label: str, init: str) -> str:
         """Their mean and sample standard deviation."""
-        return mean_and_deviation(self.paired_accuracies(label, init), 3)
+        found = self.paired_accuracies(label, init)
+        return mean_and_deviation(found, 3) if found else NOT_RUN
 
     def gain(self, label: str) -> str:
         """OA-EM's mean accuracy less greedy's, seed by seed: mean and interval."""
         greedy, oaem = (self.paired_accuracies(label, init) for init in INITS)
-        return interval(spread([after - before for before, after in zip(greedy, oaem, strict=True)]))
+        gains = [after - before for before, after in zip(greedy, oaem, strict=True)]
+        return interval(spread(gains)) if gains else NOT_RUN
 
     def tasked(self, label: str) -> list[int]:
         """The seeds whose six tasks were run with both initialisations."""

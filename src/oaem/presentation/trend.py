@@ -29,7 +29,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Tally:
-    """How often OA-EM wins in comparisons, each the ratios of one stage and one text by seed; none of them is empty."""
+    """Comparisons, each the ratios of one stage and one text by seed, none empty; above 1 the one below (OA-EM) wins."""
 
     found: Sequence[Ratios]
 
@@ -148,7 +148,7 @@ class Trend:
 
 
 def interval(over: Spread) -> str:
-    """A mean ratio with its interval, as pages print it."""
+    """A mean ratio, or difference, with its interval, as pages print it."""
     return f"{over.mean:.3f}" if over.low is None else f"{over.mean:.3f} [{over.low:.3f}, {over.high:.3f}]"
 
 

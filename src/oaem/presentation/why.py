@@ -229,7 +229,9 @@ class Why:
         """The single block or kind that moves a model farthest towards the other: name, change, share of the gap."""
         inquiry = self.inquiries[label]
         shares = {part: inquiry.share(init, part, text) for part in inquiry.parts(BLOCK) + inquiry.parts(KIND)}
-        part = max(shares, key=shares.__getitem__)
+        part = max(shares, key=shares.__getitem__, default="")
+        if not part:
+            return NOT_RUN, NOT_RUN, NOT_RUN
         name = part if part.startswith(BLOCK) else f"{short(part)} of all blocks"
         return name, self.change(label, init, part, OTHER, text), f"{100 * shares[part]:.0f} %"
 

@@ -118,11 +118,10 @@ def _free_gpus(folder: Path, there: int, share: int, count: int = 1) -> Iterator
             waiting = f"{len(places)} places on {there} GPUs, too few of them are free; waiting for {count}"
             _until(lambda: try_lock(turn.fileno()), waiting)
             gpus = _until(collect, waiting)
-        kept = [spot for spot in taken if spot[0] in gpus]
-        kept = kept[:1] if count == 1 else kept
-        for spot in taken:
-            if spot not in kept:
-                files[spot].close()
+            kept = [spot for spot in taken if spot[0] in gpus]
+            for spot in taken:
+                if spot not in (kept[:1] if count == 1 else kept):
+                    files[spot].close()
         yield gpus
 
 

@@ -18,6 +18,10 @@ STAGES = {"before PV": "pre_pv", "after PV": "post_pv"}
 RATIO = r"[\d.]+ \[[\d.]+, [\d.]+\]"  # with its interval, as the page prints it
 NUMBERS = ["beam_width", "max_epochs", "seed"]
 RUN = ["model", "geometry", "init", *NUMBERS]
+TASKS = {  # the accuracy that the paper reports for each
+    "arc_challenge": "acc_norm", "arc_easy": "acc_norm", "hellaswag": "acc_norm", "lambada_openai": "acc",
+    "piqa": "acc_norm", "winogrande": "acc",
+}  # fmt: skip
 LAYERS = [(576, 576)] * 2 + [(192, 576)] * 2 + [(1536, 576)] * 2 + [(576, 1536)]  # of a block of SmolLM2-135M
 
 
@@ -95,3 +99,8 @@ def check_mean(shown: str, values: pd.Series) -> None:
     mean, _, std = shown.partition(" ± ")
     assert close(mean, values.mean())
     assert close(std, values.std(ddof=1)) if len(values) > 1 else not std
+
+
+def reported(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies of the six tasks that the paper reports."""
+    return pd.concat(rows[(rows.dataset == task) & (rows.metric == metric)] for task, metric in TASKS.items())

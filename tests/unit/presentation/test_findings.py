@@ -12,22 +12,17 @@ from scipy import stats
 from oaem.config.geometry import Geometry
 from oaem.presentation.figures.drawing import save
 from oaem.presentation.findings import (
-    CHANGED,
     EVIDENCE,
-    EXACTLY,
     INITS,
-    ON_TARGETS,
     ORIGINAL,
     REPEATED,
     SMALL_SWEEP,
     SWEEP,
     SWEPT,
-    TASKED,
     TEXTS,
     figures,
     page,
 )
-from oaem.presentation.view import TASK_METRICS
 from tests.unit.presentation.findings_page import (
     ARCHIVE,
     LAYERS,
@@ -135,120 +130,6 @@ def test_what_is_said_of_two_makings_is_the_archives() -> None:
         assert (again.greedy > again.oaem).all()
     assert "3 of 3 and 3 of 3 seeds, but equality within the intervals" in text
     assert all(float(ratio.split("[")[1].split(",")[0]) < 1 for ratio in ratios[:2]), "equality within"
-
-
-def test_what_more_of_oaem_does_is_the_archives() -> None:
-    shown = re.findall(RATIO, bullet("Does more of OA-EM help more?"))
-    places = [
-        (case.label, stage, dataset)
-        for case in CHANGED
-        for stage in STAGES.values()
-        if len(perplexities(case.label, stage))
-        for dataset in TEXTS
-    ]
-    for ratio, (label, stage, dataset) in zip(shown, places, strict=True):
-        check_change(ratio, label, REPEATED.label, "oaem", stage, dataset)
-    more = [ratio for ratio, (label, *_) in zip(shown, places, strict=True) if label != CHANGED[0].label]
-    assert all(float(ratio.split()[0]) <= 1 for ratio in more), "by the mean"
-    assert sum(not ends(ratio)[0] < 1 < ends(ratio)[1] for ratio in shown) <= 1, "hardly beyond doubt"
-    first = [decided(label, "B", stage, dataset) for label, stage, dataset in places]
-    again = [decided(label, REPEATED.label, stage, dataset) for label, stage, dataset in places]
-    assert sum(first) > sum(again), "more of these intervals leave 1 out"
-
-
-def test_what_is_said_of_exact_codebooks_is_the_archives() -> None:
-    shown = iter(re.findall(RATIO, bullet("Adam or exact?")))
-    for init in INITS:
-        for stage in STAGES.values():
-            for dataset in TEXTS:
-                ratio = next(shown)
-                check_change(ratio, EXACTLY.label, REPEATED.label, init, stage, dataset)
-                low, high = ends(ratio)
-                if init == "oaem":
-                    assert low < 1 < high, "on none beyond doubt"
-                elif stage == "post_pv":
-                    assert high < 1, "after PV-tuning on every text"
-    for dataset in ("boolq", "wikihow"):
-        for stage in STAGES.values():
-            ratio = next(shown)
-            check_ratio(perplexities(EXACTLY.label, stage).loc[dataset], ratio)
-            low, high = ends(ratio)
-            assert low > 1 if dataset == "boolq" else low < 1 < high, "ahead far, and no lead is seen in-domain"
-    for stage in STAGES.values():
-        for dataset in TEXTS:
-            ratio = next(shown)
-            exact, before = (
-                perplexities(label, stage).loc[dataset].eval("greedy / oaem")
-                for label in (EXACTLY.label, REPEATED.label)
-            )
-            check_ratio(pd.DataFrame({"greedy": exact, "oaem": before}), ratio)
-            assert float(ratio.split()[0]) < 1, "by the mean smaller on each text"
-    assert next(shown, None) is None
-
-
-def decided(label: str, other: str, stage: str, dataset: str) -> bool:
-    """Whether the interval of OA-EM's perplexity in one case over that in another leaves 1 out."""
-    changed, before = (perplexities(each, stage).loc[dataset] for each in (label, other))
-    logs = changed.rename(columns={"oaem_exact": "oaem"})["oaem"].map(math.log) - before["oaem"].map(math.log)
-    return bool(stats.ttest_1samp(logs, 0).pvalue < 0.05)
-
-
-def test_what_is_said_of_targets_is_the_archives() -> None:
-    shown = re.findall(RATIO, bullet("Before PV-tuning it is the targets."))
-    places = [("B", init, "pre_pv", "boolq") for init in INITS]
-    places += [(ORIGINAL.label, init, "pre_pv", dataset) for dataset in ("boolq", "wikihow") for init in INITS]
-    before = len(places)
-    places += [(other, init, "post_pv", "boolq") for other in ("B", ORIGINAL.label) for init in INITS]
-    for ratio, (other, init, stage, dataset) in zip(shown, places, strict=False):
-        check_change(ratio, ON_TARGETS.label, other, init, stage, dataset)
-    assert all(float(ratio.split()[0]) < 1 for ratio in shown[:before]), "before PV-tuning it is"
-    for ratio, stage in zip(shown[len(places) :], STAGES.values(), strict=True):
-        check_ratio(perplexities(ON_TARGETS.label, stage).loc["boolq"], ratio)
-        assert ends(ratio)[0] > 1, "the advantage stays"
-    means = [perplexities(each, "post_pv").groupby("dataset").mean() for each in (ORIGINAL.label, ON_TARGETS.label)]
-    assert (means[0] < means[1]).all(axis=None), "after it original inputs have the lower mean on every text"
-
-
-def test_what_is_said_of_tasks_is_the_archives() -> None:
-    text = bullet("Zero-shot tasks do not tell the initialisations apart.")
-    means = re.findall(r"[\d.]+ ± [\d.]+", text)
-    gains = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", text)
-    for place, label in enumerate(("A", REPEATED.label)):
-        rows = reported(measured(label).query("stage == 'post_pv'"))
-        assert (rows.groupby(["init", "seed"]).size() == len(TASK_METRICS)).all()
-        accuracies = rows.groupby(["seed", "init"])["value"].mean().unstack()
-        for init, shown in zip(INITS, means[2 * place :], strict=False):
-            check_mean(shown, accuracies[init])
-        interval = stats.ttest_rel(accuracies["oaem"], accuracies["greedy"]).confidence_interval(0.95)
-        expected = [(accuracies["oaem"] - accuracies["greedy"]).mean(), interval.low, interval.high]
-        numbers = re.findall(r"-?[\d.]+", gains[place])
-        assert all(close(each, value) for each, value in zip(numbers, expected, strict=True))
-        assert interval.low < 0 < interval.high, "they do not tell"
-    rows = pd.read_csv(ARCHIVE / TASKED / "metrics.csv")
-    assert f"model's is {reported(rows[rows.stage == 'fp16'])['value'].mean():.3f}." in text
-    squares = reported(rows[rows.stage == "post_pv"]).assign(square=lambda each: each["stderr"] ** 2)
-    errors = squares.groupby(["init", "seed"])["square"].sum().map(math.sqrt) / len(TASK_METRICS)
-    assert f"standard error of {errors.max():.3f}: a difference of a point could not be seen." in text
-
-
-def reported(rows: pd.DataFrame) -> pd.DataFrame:
-    """The accuracies of the six tasks that the paper reports."""
-    return pd.concat(
-        rows[(rows.dataset == task) & (rows.metric == metric)] for task, (_, metric) in TASK_METRICS.items()
-    )
-
-
-def check_change(ratio: str, label: str, other: str, init: str, stage: str, dataset: str) -> None:
-    """Perplexity in one case over that in another, seed by seed."""
-    changed, before = (perplexities(each, stage).loc[dataset] for each in (label, other))
-    changed = changed.rename(columns={"oaem_exact": "oaem"})
-    check_ratio(pd.DataFrame({"greedy": changed[init], "oaem": before[init]}), ratio)
-
-
-def ends(ratio: str) -> tuple[float, float]:
-    """Those of a printed interval."""
-    low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
-    return low, high
 
 
 def test_what_two_archives_measured_is_the_same() -> None:

@@ -139,6 +139,9 @@ def test_what_is_said_of_runs_without_block_tuning_is_the_archives() -> None:
 
 
 def test_runs_made_twice_are_those_of_the_archives() -> None:
+    later = {folder.name for folder in ARCHIVE.iterdir() if (ARCHIVE / f"{folder.name}b").is_dir()}
+    second = {f"{name}b": name for name in later if not name.startswith("three-models-")}  # other runs, all of them
+    assert {name: first for first, name in TWICE} == second
     found = {}
     for stage in STAGES.values():
         pairs = [[values_by_place(name, stage) for name in names] for names in TWICE]
@@ -148,8 +151,11 @@ def test_runs_made_twice_are_those_of_the_archives() -> None:
     before, after = (found[stage] for stage in STAGES.values())
     text = bullet("Made again")
     assert f"of {before // 3} runs that were quantised twice, {before} of {before} perplexities" in text
-    assert f"of the {after // 3} of them that were tuned twice {after} of {after} after it." in text
+    assert f"and of {after // 3} that were tuned twice {after} of {after} after it." in text
     assert after > 0
+    manifests = [(ARCHIVE / name / "manifests.json").read_text(encoding="utf-8") for names in TWICE for name in names]
+    devices = {device for each in manifests for device in re.findall(r'"device": "(.*?)"', each)}
+    assert devices == {"NVIDIA H200"}, "on another card of the same kind"
 
 
 def values_by_place(name: str, at: str) -> dict[tuple[object, ...], float]:

@@ -70,7 +70,7 @@ def test_the_page_grows_with_an_archive(tmp_path: Path) -> None:
     assert "| demonstration | Qwen2.5-Coder 0.5B | before PV | Wikipedia (far) |" in text
     assert (
         "With the budgets of the demonstration the far ratio grows from model to model at 1 of 1 steps in the order of "
-        "these errors, at 0 of 1 in the order of rho (2 and 2 models)."
+        "these errors, at 0 of 1 in the order of rho."
     ) in text
     missing = text.partition("**Not run:**")[2]
     assert "Gemma 3 270M (demonstration)" in missing

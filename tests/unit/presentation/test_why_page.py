@@ -14,38 +14,21 @@ from scipy import stats
 from oaem.config.schema import load
 from oaem.presentation.findings import TEXTS, UNTUNED, page
 from oaem.presentation.why import CASES, LINEARS, OTHER, REPLACED, UNQUANTISED, Why
-from tests.unit.presentation.findings_page import ARCHIVE, PAGE, RATIO, TEMPLATE, check_mean, close, of_kind
+from tests.unit.presentation.findings_page import ARCHIVE, PAGE, TEMPLATE, check_mean, close
 from tests.unit.presentation.paper_metrics import ROOT
+from tests.unit.presentation.why_page import (
+    INITS,
+    changes,
+    check,
+    layer_errors,
+    resized,
+    section,
+    share,
+    table,
+    untouched,
+)
 
 CASE = CASES[0]
-INITS = ("greedy", "oaem")
-
-
-def table(name: str, label: str = "D") -> pd.DataFrame:
-    """The rows of a case: of a run what the newest of its archives has."""
-    case = next(case for case in CASES if case.label == label)
-    found = of_kind(case.archives, name)
-    return found[(found.geometry == case.geometry) & (found.beam_width == case.search[0])]
-
-
-def untouched(text: str, label: str = "D") -> pd.DataFrame:
-    """Perplexity before PV-tuning: rows the seeds, columns the initialisations."""
-    rows = table("metrics", label).query("stage == 'pre_pv' and metric == 'perplexity' and dataset == @text")
-    return rows.pivot(index="seed", columns="init", values="value")
-
-
-def check(shown: str, ratios: pd.Series) -> None:
-    """A geometric mean over seeds and, of several, its interval by scipy's test of the logarithms."""
-    logs = ratios.dropna().map(math.log)
-    expected = [logs.mean()]
-    if len(logs) > 1:
-        expected += list(stats.ttest_1samp(logs, 0).confidence_interval(0.95))
-    numbers = re.findall(r"[\d.]+", shown)
-    assert all(close(each, math.exp(value)) for each, value in zip(numbers, expected, strict=True)), (shown, expected)
-
-
-def section() -> str:
-    return PAGE.read_text(encoding="utf-8").partition("## Why\n")[2].partition("\n## ")[0]
 
 
 def cells(label: str, first: str, count: int) -> list[tuple[str, ...]]:
@@ -55,7 +38,6 @@ def cells(label: str, first: str, count: int) -> list[tuple[str, ...]]:
 
 
 SHOWN = Why(ARCHIVE).shown()
-FULL = ("B", "B without block tuning")  # the paper's budgets
 
 
 @pytest.mark.parametrize("label", SHOWN)
@@ -67,17 +49,6 @@ def test_perplexities_are_the_archives(label: str) -> None:
         check_mean(rows["greedy"][index], runs["greedy"])
         check_mean(rows["OA-EM"][index], runs["oaem"])
         check(rows["greedy / OA-EM [95 %]"][index], runs["greedy"] / runs["oaem"])
-
-
-def layer_errors(column: str, linear: str, label: str = "D") -> pd.DataFrame:
-    """Means over blocks: rows the seeds, columns the initialisations."""
-    if column == "walk":
-        rows, name, value = table("metrics", label).query("metric == 'relative_error'"), "dataset", "value"
-    else:
-        rows, name, value = table("directions", label), "linear", column
-    if linear != "all":
-        rows = rows[rows[name].str.endswith(f".{linear}_proj")]
-    return rows.pivot_table(index="seed", columns="init", values=value, aggfunc="mean")
 
 
 @pytest.mark.parametrize("label", SHOWN)
@@ -93,18 +64,6 @@ def test_layer_errors_are_the_archives(label: str) -> None:
         for place, column in ((6, "relative_error_few_directions"), (7, "relative_error_other_directions")):
             errors = layer_errors(column, linear, label)
             check(shown[place], errors["greedy"] / errors["oaem"])
-
-
-def changes(init: str, part: str, source: str, text: str, label: str = "D") -> pd.Series:
-    """Over the untouched model, by seed."""
-    runs, other = untouched(text, label), next(each for each in INITS if each != init)
-    if part == "everything":
-        return runs[other] / runs[init]
-    giver = other if source == OTHER else source
-    frame = table("exchange", label)
-    rows = frame[(frame.init == init) & (frame.part == part) & (frame["from"] == giver) & (frame.dataset == text)]
-    assert len(rows)
-    return (rows.set_index("seed")["perplexity"] / runs[init]).dropna()
 
 
 PLACES = [(text, init) for text in ("boolq", "lambada", "wikihow") for init in INITS]
@@ -126,22 +85,6 @@ def test_replacements_are_the_archives(label: str) -> None:
             low, high = each.split(" to ")
             assert close(low, found.min())
             assert close(high, found.max())
-
-
-def share(init: str, text: str = "boolq", label: str = "D", part: str = "size") -> float:
-    """Of the mean logarithmic gap on a text, what a part of the other's makes, in per cent."""
-    moved, whole = (changes(init, each, OTHER, text, label).map(math.log) for each in (part, "everything"))
-    return float(100 * moved.mean() / whole.reindex(moved.index).mean())
-
-
-def resized(label: str) -> pd.Series:
-    """Greedy's error outside the first hundredth over OA-EM's, had greedy's layers errors of OA-EM's size; by seed."""
-    rows = table("directions", label)
-    pairs = rows[rows.init == "greedy"].merge(rows[rows.init == "oaem"], on=["seed", "block", "linear"])
-    column = "relative_error_other_directions"
-    pairs["shrunk"] = pairs[f"{column}_x"] * pairs["relative_error_y"] / pairs["relative_error_x"]
-    means = pairs.groupby("seed")[["shrunk", f"{column}_y"]].mean()
-    return means["shrunk"] / means[f"{column}_y"]
 
 
 @pytest.mark.parametrize("label", SHOWN)
@@ -181,95 +124,6 @@ def test_what_the_text_says_in_numbers() -> None:
     for init, dataset, before in places:
         assert f"{before} {share(init, dataset):.0f} %" in text
     check(re.findall(r"greedy's error in the other 99 % of directions is ([^a-z]*?) times", text)[0], resized("D"))
-
-
-@pytest.mark.parametrize("label", FULL)
-def test_what_the_text_says_of_single_layers(label: str) -> None:
-    words = said(label, "no block and no kind of linear closes half of the gap")
-    parts = [
-        part for part in table("exchange", label)["part"].unique() if part.startswith(("block ", "self_attn.", "mlp."))
-    ]
-    ranges, ratios = re.findall(r"([\d.]+) to ([\d.]+)", words), re.findall(RATIO, words)
-    assert (len(parts), len(ranges), len(ratios)) == (37, 4, 3)
-    for place, init in enumerate(INITS):
-        check(ratios[2 * place], changes(init, "everything", OTHER, "boolq", label))
-        for start, group in ((0, "block "), (1, "_proj")):
-            moved = pd.concat([changes(init, part, OTHER, "boolq", label) for part in parts if group in part])
-            low, high = ranges[2 * place + start]
-            assert close(low, moved.min())
-            assert close(high, moved.max())
-        rows = table("directions", label).query("init == @init")["error_share_few_rows"].mean()
-        assert re.findall(r"has (\d+) %|, (\d+) % with", words)[place][place] == f"{100 * rows:.0f}"
-        shares = {part: share(init, "boolq", label, part) for part in parts}
-        best = max(shares, key=shares.__getitem__)
-        named = best if best.startswith("block") else f"{best[-6]} of all blocks"
-        if init == "greedy":
-            assert f"closes most is {named}, {ratios[1]} times or {shares[best]:.0f} % of the gap" in words
-            check(ratios[1], changes(init, best, OTHER, "boolq", label))
-            assert shares[best] < 50, "none closes half of it"
-        else:
-            assert f"there {named} opens {shares[best]:.0f} %" in words
-
-
-@pytest.mark.parametrize("label", FULL)
-def test_what_the_text_says_of_directions(label: str) -> None:
-    words = said(label, "errors differ in few directions, and taking them out does not narrow the gap")
-    gap = untouched("boolq", label).eval("greedy / oaem")
-    few, rest = (
-        [changes(init, part, UNQUANTISED, "boolq", label) for init in INITS]
-        for part in ("few directions", "other directions")
-    )
-    without, alone = (gap * greedy / oaem for greedy, oaem in (few, rest))
-    errors = [layer_errors(f"relative_error_{each}_directions", "all", label) for each in ("few", "other")]
-    measured = [each.eval("greedy / oaem") for each in errors]
-    for shown, ratios in zip(re.findall(RATIO, words), [*measured, without, gap, *few, *rest, alone], strict=True):
-        check(shown, ratios)
-    assert stats.gmean(without) > stats.gmean(gap), "no narrower"
-    assert all(stats.gmean(each) > 1 for each in few), "better with neither"
-    low, high = stats.ttest_1samp(measured[1].map(math.log), 0).confidence_interval(0.95)
-    assert low < 0 < high, "in the others they do not differ"
-    for init, ratios in zip(INITS, rest, strict=True):
-        damage = untouched("boolq", label)[init].map(math.log) - math.log(
-            Why(ARCHIVE).inquiries[label].original("boolq")
-        )
-        assert (-ratios.map(math.log) > 0.9 * damage).all(), "nearly all damage"
-
-
-@pytest.mark.parametrize("label", FULL)
-def test_what_the_text_says_of_size(label: str) -> None:
-    words = said(label, "what size makes is not told")
-    pairs = table("directions", label).pivot(index=["seed", "block", "linear"], columns="init", values="relative_error")
-    assert f"in {(pairs['oaem'] < pairs['greedy']).sum()} of {len(pairs)} layers" in words
-    columns = ("relative_error", "walk", "relative_error_other_directions")
-    size, walk, others = (layer_errors(column, "all", label).eval("greedy / oaem") for column in columns)
-    for shown, ratios in zip(re.findall(RATIO, words), (size, walk, resized(label), others), strict=True):
-        check(shown, ratios)
-    assert re.findall(r"(\d+) %", words) == [
-        f"{share('greedy', text, label):.0f}" for text in ("boolq", "lambada", "wikihow")
-    ]
-    assert (resized(label) < 0.99).all(), "shrinking acts where they did not differ"
-
-
-def said(label: str, opening: str) -> str:
-    """A bullet's words after its bold opening, which begins with the case."""
-    text = " ".join(section().partition("**What it says of the paper's budgets**")[2].split())
-    return text.partition(f"**{label}: {opening}**")[2].partition(" - **")[0].partition(" **So D's answer")[0]
-
-
-def test_what_the_text_says_of_them_together() -> None:
-    assert (
-        "**So D's answer, layers that are nearer in most directions, is not found at the paper's budgets.**"
-        in section()
-    )
-    others = {
-        label: layer_errors("relative_error_other_directions", "all", label).eval("greedy / oaem")
-        for label in ("D", *FULL)
-    }
-    assert (others["D"] > 1.1).all(), "nearer in most directions"
-    assert all((others[label] < 1.05).all() for label in FULL), "not found at the paper's budgets"
-    tuned, bare = (layer_errors("relative_error", "all", label).eval("greedy / oaem") for label in FULL)
-    assert ((tuned > 1) & (bare > 1)).all(), "nearer to the model's there, too"
-    assert (tuned < 1.02).all(), "with block tuning the sizes hardly differ"
 
 
 def test_what_the_text_says_in_words() -> None:

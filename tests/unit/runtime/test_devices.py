@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -36,12 +37,13 @@ def test_who_needs_several_gets_whole_ones(tmp_path: Path) -> None:
             assert (one, two, three) == ([3], [0], [3]), "a place on a GPU that was not chosen is still held"
 
 
-def test_the_next_job_goes_to_the_gpu_with_the_fewest(tmp_path: Path) -> None:
+def test_the_next_job_goes_to_the_gpu_with_the_fewest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four on each of two GPUs; three of the second and the first one's first end: its place was the first free one."""
     with ExitStack() as held:
         slots = [ExitStack() for _ in range(8)]
         gpus = [slot.enter_context(_free_gpus(tmp_path, 2, 5)) for slot in slots]
         assert gpus == [[0], [1]] * 4
+        monkeypatch.delattr(time, "sleep")  # so that who would have to wait fails
         for ended in (0, 3, 5, 7):
             slots[ended].close()
         assert [held.enter_context(_free_gpus(tmp_path, 2, 5)) for _ in range(4)] == [[1], [1], [0], [1]]
@@ -49,6 +51,40 @@ def test_the_next_job_goes_to_the_gpu_with_the_fewest(tmp_path: Path) -> None:
             held.enter_context(slot)
         places = [held.enter_context(_free_gpus(tmp_path, 2, 5)) for _ in range(2)]
         assert places == [[0], [1]], "each took one place and gave back what it had looked at"
+
+
+def test_who_has_the_turn_gives_back_the_rest_before_it_passes_it_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever gets the turn next finds every place free but one, and takes the GPU with the most without waiting."""
+
+    def waited(_: float) -> None:
+        raise AssertionError("a place was free")
+
+    opened = Path.open
+
+    class Turn:
+        """The turn's file; as it is closed another job asks for a place."""
+
+        def __init__(self, file: IO[str]) -> None:
+            self.file = file
+
+        def __enter__(self) -> IO[str]:
+            return self.file.__enter__()
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+            monkeypatch.setattr(Path, "open", opened)
+            asked.append(next_one.enter_context(_free_gpus(tmp_path, 2, 2))[0])
+
+    def open_turn(path: Path, *mode: str) -> object:
+        return Turn(opened(path, *mode)) if path.name == "turn.lock" else opened(path, *mode)
+
+    asked: list[int] = []
+    monkeypatch.setattr(time, "sleep", waited)
+    monkeypatch.setattr(Path, "open", open_turn)
+    with ExitStack() as next_one, _free_gpus(tmp_path, 2, 2) as first:
+        assert (first, asked) == ([0], [1])
 
 
 def test_who_collects_several_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
