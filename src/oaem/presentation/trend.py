@@ -29,7 +29,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Tally:
-    """Comparisons, each the ratios of one stage and one text by seed, none empty; above 1 the one below (OA-EM) wins."""
+    """Comparisons, each the ratios of a stage and a text by seed, none empty; above 1 the one below (OA-EM) wins."""
 
     found: Sequence[Ratios]
 
