@@ -1,7 +1,7 @@
-"""docs/findings.md and its figures, made of archived measurements alone: `python -m oaem.presentation.findings`.
+"""docs/findings.md, its details and figures, made of archives alone: `python -m oaem.presentation.findings`.
 
-The page's text is docs/findings.md.j2, in which every measured number is a call of a function of `Numbers`; a test
-holds the page to the archive.
+The text of both pages is docs/findings.md.j2, in which every measured number is a call of a function of `Numbers`; a
+test holds them to the archive.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from oaem.presentation.trend import Trend, interval
 from oaem.presentation.why import LINEARS, REPLACED, Why
 from oaem.runtime.atomic import write_text
 
+DETAILED = ("# Findings in detail", "## Limits")  # where the details begin in the text, and where they end
 CHOSEN = ("post_pv", "post_pv_validation", "post_pv_last")  # the state that each way of choosing an epoch takes
 COLORS = {"pre_pv": "#a03c28", "post_pv": "#1f4e79"}
 
@@ -194,8 +195,14 @@ def made_twice(archives: Path, stage: str) -> tuple[int, int, int]:
     return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
 
 
+def pages(text: str) -> dict[str, str]:
+    """The text of `page` by the files in docs that show it: what everyone reads, and the sections behind it."""
+    opening, ending = (text.index(f"\n{title}\n") + 1 for title in DETAILED)
+    return {"findings.md": text[:opening] + text[ending:], "findings-details.md": text[opening:ending]}
+
+
 def page(template: Path, archives: Path) -> str:
-    """The page as Markdown; the same archive gives the same bytes."""
+    """All of it as Markdown; the same archive gives the same bytes."""
     numbers = Numbers(archives)
     functions: dict[str, Callable[..., object]] = {
         name: getattr(numbers, name) for name in dir(numbers) if callable(getattr(numbers, name)) and name[0] != "_"
@@ -282,8 +289,9 @@ def figures(root: Path) -> dict[str, Figure]:
 
 
 def write(root: Path) -> None:
-    """Write the page and its figures below the root of the repository."""
-    write_text(root / "docs" / "findings.md", page(root / "docs" / "findings.md.j2", root / "archive"))
+    """Write both pages and their figures below the root of the repository."""
+    for name, text in pages(page(root / "docs" / "findings.md.j2", root / "archive")).items():
+        write_text(root / "docs" / name, text)
     for name, drawn in figures(root).items():
         save(drawn, root / "docs" / "figures" / f"{name}.svg")
 

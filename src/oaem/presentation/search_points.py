@@ -1,4 +1,4 @@
-"""Section "Beam and epochs" of docs/findings.md: one pair at several search points, and what they change.
+"""Section "Beam and epochs" of docs/findings-details.md: one pair at several search points, and what they change.
 
 It fills in as archives come: `search-points-{date}`, of config/search-points.yaml, beside the evidence, and
 `small-search-points-{date}`, of config/small-search-points.yaml, at the demonstration's budgets.

@@ -89,6 +89,6 @@ def test_a_model_made_again_gives_what_the_first_making_lacks(tmp_path: Path) ->
 
 def test_without_other_models_the_page_names_none(tmp_path: Path) -> None:
     text = page(TEMPLATE, archives(tmp_path))
-    assert "three seeds. Made from" in text
+    assert "three seeds. Made of the archives" in text
     assert "A larger rho" not in text
     assert "At 3 bpp" not in text.partition("## Across models")[2]

@@ -1,4 +1,4 @@
-"""Section "Why" of docs/findings.md: what it says of the paper's budgets, recomputed from the published archives."""
+"""Section "Why" of docs/findings-details.md: what it says of the paper's budgets, recomputed from the archives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Section "Why" of docs/findings.md as its tests read it, and what the archives say of a case, computed another way."""
+"""Section "Why" of docs/findings-details.md as its tests read it, and what the archives say of a case."""
 
 from __future__ import annotations
 
