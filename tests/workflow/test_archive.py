@@ -84,7 +84,7 @@ def pieces_of(config: str) -> list[Path]:
 
 
 def test_the_evidence_is_rebuilt_with_its_spread(tmp_path: Path) -> None:
-    """Tables, figures, claims and report of three seeds; the grid is whole, and what it has not is said, never filled."""
+    """Tables, figures, claims and report of three seeds; the grid is whole; what it has not is said."""
     archives = f"from_archive={json.dumps([str(piece) for piece in pieces_of('evidence.yaml')])}"
     code, output = rebuild(tmp_path, "--config", archives, config="evidence.yaml")
     assert code == 0, output
