@@ -13,7 +13,7 @@ from scipy import stats
 from oaem.presentation.findings import EVIDENCE, page
 from oaem.presentation.pages import TEXTS
 from oaem.presentation.search_points import BENCHES, Bench, SearchPoints
-from tests.unit.presentation.findings_page import PAGE, RATIO, STAGES, TEMPLATE, check_pair, check_ratio
+from tests.unit.presentation.findings_page import PAGE, RATIO, STAGES, TEMPLATE, bullet, check_pair, check_ratio
 from tests.unit.presentation.paper_metrics import ROOT
 from tests.unit.presentation.test_models_compared import LARGE, SMALL, invent
 
@@ -131,3 +131,17 @@ def test_every_step_is_the_archives() -> None:
         assert f"intervals: {above} above 1, {below} below 1 and {3 - above - below} around it" in " ".join(
             told.split()
         )
+
+
+def test_what_the_answer_says_of_beam_and_epochs_is_in_their_section() -> None:
+    """Step by step, before and after PV-tuning; each ratio is held to the archives there."""
+    answer = bullet("Does a wider beam help greedy more, or do more epochs?")
+    section = " ".join(PAGE.read_text().partition("## Beam and epochs\n")[2].partition("\n## ")[0].split())
+    steps = re.findall(r"from (b=\d+, e=\d+) to (b=\d+, e=\d+) (.*?) before and (.*?) after PV-tuning", answer)
+    assert len(steps) == 2
+    for first, second, *ratios in steps:
+        for ratio, words in zip(ratios, STAGES, strict=True):
+            line = section.partition(f"**From {first} to {second}, {words}-tuning, paper**")[2].partition("**")[0]
+            assert f"The ratio {ratio} far" in line
+            low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
+            assert low < 1 < high, "undecided"
