@@ -24,7 +24,7 @@ from oaem.presentation.figures.sweep import rho_sweep
 from oaem.presentation.figures.why import why as why_figure
 from oaem.presentation.models_compared import Compared
 from oaem.presentation.pages import INITS, STAGES, TEXTS, rendered
-from oaem.presentation.pairs import Pairs, accuracy_rows
+from oaem.presentation.pairs import Pairs, mean_accuracy
 from oaem.presentation.search_points import BENCHES, SearchPoints
 from oaem.presentation.spread import paired_ratios, ratio_spread
 from oaem.presentation.trend import Trend, interval
@@ -87,8 +87,7 @@ CHANGED = (
     Case((EXACT_M_STEP,), "2bpp-2x8g8", "the exact M-step instead of Adam"),
 )
 """B with one change of OA-EM; docs/ablations.md has all changes."""
-AS_B = (ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, ON_TARGETS, SOLVED, *CHANGED)
-EVERY_CASE = (*CASES, *SWEEP, *SMALL_SWEEP, *AS_B)
+EVERY_CASE = (*CASES, *SWEEP, *SMALL_SWEEP, ORIGINAL, REPEATED, WITHOUT_BLOCK_TUNING, ON_TARGETS, SOLVED, *CHANGED)
 ARCHIVES = tuple(dict.fromkeys(chain.from_iterable(case.archives for case in EVERY_CASE)))
 
 
@@ -112,7 +111,7 @@ class Numbers(Pairs):
 
     def original_accuracy(self) -> str:
         """Its mean accuracy over the six tasks."""
-        return f"{accuracy_rows(self.unquantised)['value'].mean():.3f}"
+        return mean_accuracy(self.unquantised)
 
     def span(self, label: str, init: str, stage: str, text: str) -> str:
         """The smallest and the largest seed."""
@@ -128,6 +127,10 @@ class Numbers(Pairs):
         """The ratio at a stage, if not said of which on the far text, in one case over that in another, by seed."""
         one, other = (self.ratios(label, stage, text) for label in (first, second))
         return interval(ratio_spread(list(paired_ratios(one, other).values())))
+
+    def on_texts(self, first: str, second: str, init: str, stage: str) -> str:
+        """Perplexity in one case over that in another, on text after text."""
+        return ", ".join(self.across(first, second, init, stage, text) for text in TEXTS)
 
     def lower(self, first: str, second: str, init: str, stage: str, text: str) -> str:
         """With how many seeds the second case has the lower perplexity."""
@@ -182,17 +185,17 @@ class Numbers(Pairs):
         return found
 
 
-def made_twice(archives: Path, stage: str) -> tuple[int, int, int]:
-    """Perplexities of runs made twice at a stage: the same to the last digit, all, and of how many runs."""
+def made_twice(archives: Path) -> dict[str, tuple[int, int, int]]:
+    """Perplexities of runs made twice, by stage: the same to the last digit, all, and of how many runs."""
     files = [[archives / name / "metrics.csv" for name in pair] for pair in TWICE]
-    tables = [
-        [where(read_csv(path), metric="perplexity", stage=stage) for path in pair]
-        for pair in files
-        if all(path.exists() for path in pair)
-    ]
-    pairs = [one.merge(other, on=[*RUN, "stage", "dataset"]) for one, other in tables]
-    same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in pairs)
-    return same, sum(map(len, pairs)), sum(len(rows.drop_duplicates(RUN)) for rows in pairs)
+    tables = [[read_csv(path) for path in pair] for pair in files if all(path.exists() for path in pair)]
+    pairs = [one.merge(other, on=[*RUN, "stage", "dataset", "metric"]) for one, other in tables]
+    found = {}
+    for stage in STAGES:
+        both = [where(rows, metric="perplexity", stage=stage) for rows in pairs]
+        same = sum(int((rows["value_x"] == rows["value_y"]).sum()) for rows in both)
+        found[stage] = same, sum(map(len, both)), sum(len(rows.drop_duplicates(RUN)) for rows in both)
+    return found
 
 
 def pages(text: str) -> dict[str, str]:
@@ -211,7 +214,7 @@ def page(template: Path, archives: Path) -> str:
         template,
         **functions,
         made_from=paths(dict.fromkeys((*ARCHIVES, *chain(*TWICE)))),
-        made_twice={stage: made_twice(archives, stage) for stage in STAGES},
+        made_twice=made_twice(archives),
         models=Compared(archives),
         benches=[SearchPoints(bench, archives) for bench in BENCHES],
         why=Why(archives),

@@ -25,7 +25,7 @@ from oaem.presentation.archived import (
     where,
 )
 from oaem.presentation.pages import DATE, INITS, STAGES, TEXTS, mean_and_deviation
-from oaem.presentation.pairs import Pairs, accuracy_rows, over_seeds, whole
+from oaem.presentation.pairs import Pairs, mean_accuracy, over_seeds
 from oaem.presentation.spread import ratio_spread
 from oaem.presentation.tables.build import NOT_RUN
 from oaem.presentation.trend import Ratios, Tally, Trend
@@ -117,8 +117,7 @@ class Measured(Pairs):
 
     def original_accuracy(self, label: str) -> str:
         """Mean accuracy of the unquantised model over the six tasks."""
-        rows = accuracy_rows(where(self.unquantised, label=label))
-        return f"{rows['value'].mean():.3f}" if whole(rows) else NOT_RUN
+        return mean_accuracy(where(self.unquantised, label=label))
 
     def trend(self, stage: str) -> Trend:
         """The models with pairs at a stage, from the smallest mean rho of their layers upwards."""

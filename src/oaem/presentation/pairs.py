@@ -85,9 +85,9 @@ class Pairs:
 
     def accuracies(self, label: str, init: str) -> dict[int, float]:
         """Mean accuracy over the six tasks after PV-tuning, by seed."""
-        rows = accuracy_rows(self._rows(label, init=init, stage="post_pv"))
+        rows = _accuracy_rows(self._rows(label, init=init, stage="post_pv"))
         by_seed = {int(seed): rows[rows["seed"] == seed] for seed in rows["seed"].unique()}
-        return {seed: float(each["value"].mean()) for seed, each in by_seed.items() if whole(each)}
+        return {seed: float(each["value"].mean()) for seed, each in by_seed.items() if _whole(each)}
 
     def paired_accuracies(self, label: str, init: str) -> list[float]:
         """The same of the seeds of `tasked`."""
@@ -111,8 +111,8 @@ class Pairs:
 
     def standard_error(self, label: str) -> float:
         """Of the largest such mean of a run, from the number of items alone."""
-        rows = accuracy_rows(self._rows(label, stage="post_pv"))
-        squares = [(each["stderr"] ** 2).sum() for _, each in rows.groupby(["init", "seed"]) if whole(each)]
+        rows = _accuracy_rows(self._rows(label, stage="post_pv"))
+        squares = [(each["stderr"] ** 2).sum() for _, each in rows.groupby(["init", "seed"]) if _whole(each)]
         return math.sqrt(max(squares)) / len(TASK_METRICS)
 
     def _across(self, first: str, second: str, init: str, stage: str, text: str) -> dict[int, float]:
@@ -146,12 +146,18 @@ def perplexities(rows: pd.DataFrame) -> dict[tuple[str, str, str], dict[int, flo
     return found
 
 
-def accuracy_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def mean_accuracy(rows: pd.DataFrame) -> str:
+    """Of one model over the six tasks."""
+    found = _accuracy_rows(rows)
+    return f"{found['value'].mean():.3f}" if _whole(found) else NOT_RUN
+
+
+def _accuracy_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The six tasks, each with the accuracy that the paper reports for it."""
     reported = {task: metric for task, (_, metric) in TASK_METRICS.items()}
     return rows[rows["dataset"].map(reported) == rows["metric"]]
 
 
-def whole(rows: pd.DataFrame) -> bool:
+def _whole(rows: pd.DataFrame) -> bool:
     """Whether these are rows of all six tasks."""
     return set(rows["dataset"]) == set(TASK_METRICS)

@@ -157,14 +157,13 @@ class Why:
         """The cases whose directions were measured."""
         return [label for label in self.inquiries if self.measured(label, "directions")]
 
+    def complete(self) -> list[str]:
+        """Those of them whose blocks and kinds were exchanged, too."""
+        return [label for label in self.shown() if self.measured(label, BLOCK)]
+
     def absent(self) -> str:
-        """The cases whose directions were not measured, or whose blocks and kinds were not exchanged."""
-        lacking = [
-            label
-            for label in self.inquiries
-            if not (self.measured(label, "directions") and self.measured(label, BLOCK))
-        ]
-        return " and ".join(lacking)
+        """All others."""
+        return " and ".join(label for label in self.inquiries if label not in self.complete())
 
     def picture(self, label: str) -> str:
         """The name of a case's figure, without ending."""

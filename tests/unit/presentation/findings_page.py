@@ -84,6 +84,12 @@ def close(shown: str, value: float) -> bool:
     return abs(float(shown) - value) <= 0.5 * 10**-decimals + 1e-9
 
 
+def ends(ratio: str) -> tuple[float, float]:
+    """Those of a printed interval."""
+    low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
+    return low, high
+
+
 def check_ratio(runs: pd.DataFrame, ratio: str) -> None:
     """A paired ratio and its interval, by scipy's paired test of the logarithms."""
     logs = runs.map(math.log)

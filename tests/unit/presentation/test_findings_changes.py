@@ -19,6 +19,7 @@ from tests.unit.presentation.findings_page import (
     check_mean,
     check_ratio,
     close,
+    ends,
     measured,
     perplexities,
     reported,
@@ -134,12 +135,6 @@ def check_change(ratio: str, label: str, other: str, init: str, stage: str, data
     changed, before = (perplexities(each, stage).loc[dataset] for each in (label, other))
     changed = changed.rename(columns={"oaem_exact": "oaem"})
     check_ratio(pd.DataFrame({"greedy": changed[init], "oaem": before[init]}), ratio)
-
-
-def ends(ratio: str) -> tuple[float, float]:
-    """Those of a printed interval."""
-    low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
-    return low, high
 
 
 def test_what_the_readme_says_of_tasks_is_the_configurations() -> None:

@@ -13,7 +13,7 @@ from scipy import stats
 from oaem.presentation.findings import EVIDENCE, page
 from oaem.presentation.pages import TEXTS
 from oaem.presentation.search_points import BENCHES, Bench, SearchPoints
-from tests.unit.presentation.findings_page import PAGE, RATIO, STAGES, TEMPLATE, bullet, check_pair, check_ratio
+from tests.unit.presentation.findings_page import PAGE, RATIO, STAGES, TEMPLATE, bullet, check_pair, check_ratio, ends
 from tests.unit.presentation.paper_metrics import ROOT
 from tests.unit.presentation.test_models_compared import LARGE, SMALL, invent
 
@@ -143,5 +143,5 @@ def test_what_the_answer_says_of_beam_and_epochs_is_in_their_section() -> None:
         for ratio, words in zip(ratios, STAGES, strict=True):
             line = section.partition(f"**From {first} to {second}, {words}-tuning, paper**")[2].partition("**")[0]
             assert f"The ratio {ratio} far" in line
-            low, high = map(float, re.findall(r"[\d.]+", ratio)[1:])
+            low, high = ends(ratio)
             assert low < 1 < high, "undecided"
